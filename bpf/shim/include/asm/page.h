@@ -1,0 +1,1 @@
+#define PAGE_SIZE 4096 /* only for macros that our programs do not use */

@@ -1,0 +1,76 @@
+"""cgroup v2 directories: cgroups(7). Locates the hierarchy, makes, empties and removes our groups in it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from dataclasses import dataclass
+from pathlib import Path
+
+from nono_ebpf.errors import KernelError, NotSupported
+
+MOUNTINFO = Path("/proc/self/mountinfo")
+
+
+def hierarchy() -> Path:
+    """Where cgroup v2 is mounted: /sys/fs/cgroup, or /sys/fs/cgroup/unified on hybrid hosts.
+
+    Raises:
+        NotSupported: only cgroup v1 is mounted, which has no place to attach to.
+    """
+    for line in MOUNTINFO.read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if after.split(" ", 1)[0] == "cgroup2":
+            return Path(before.split(" ")[4].encode().decode("unicode_escape"))
+    raise NotSupported(
+        "no cgroup v2 hierarchy is mounted", errno.ENOENT, hint="boot with systemd.unified_cgroup_hierarchy=1"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroup:
+    """One directory of the hierarchy. Removing it detaches every program that is attached to it."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path) -> Cgroup:
+        """Make `path` and its parents."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise KernelError(f"create the cgroup {path}", error.errno or 0) from error
+        return cls(path)
+
+    def join(self) -> None:
+        """Move the calling process in; its sockets belong to this group from now on."""
+        try:
+            (self.path / "cgroup.procs").write_text("0")
+        except OSError as error:
+            raise KernelError(f"join the cgroup {self.path}", error.errno or 0) from error
+
+    def members(self) -> list[int]:
+        """Process ids in this group, 0 for those outside the caller's pid namespace."""
+        return [int(pid) for pid in (self.path / "cgroup.procs").read_text().split()]
+
+    def kill(self, timeout_s: float = 5.0) -> None:
+        """SIGKILL every process in it and wait until none is left (kernel 5.14, 661ee6281820)."""
+        events = os.open(self.path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            (self.path / "cgroup.kill").write_text("1")
+            poll = select.poll()
+            poll.register(events, select.POLLPRI)
+            while b"populated 1" in os.pread(events, 4096, 0):
+                if not poll.poll(timeout_s * 1000):
+                    raise KernelError(f"empty the cgroup {self.path}", errno.EBUSY)
+        finally:
+            os.close(events)
+
+    def remove(self) -> None:
+        """Kill what is in it and remove it. A group that is gone already is fine."""
+        if not self.path.exists():
+            return
+        self.kill()
+        for child in sorted(self.path.glob("**/"), reverse=True):
+            child.rmdir()

@@ -1,0 +1,109 @@
+"""The sandbox's network namespace: only `lo`, no route, listeners of ours inside. network_namespaces(7)."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from pyroute2 import IPRoute
+
+from nono_ebpf.errors import SandboxError
+
+SO_NETNS_COOKIE = 71  # asm-generic/socket.h, kernel 5.14
+
+# getaddrinfo's AI_ADDRCONFIG answers nothing in a namespace that has loopback addresses only.
+OWN_V4 = IPv4Address("198.18.0.1")
+OWN_V6 = IPv6Address("fd6e:6f6e:6f00::1")
+
+BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
+_PORT_ATTEMPTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Sockets inside the sandbox's namespace, IPv4 and IPv6 on the same port. The holder owns the fds."""
+
+    proxy: tuple[socket.socket, socket.socket]
+    dns_tcp: tuple[socket.socket, socket.socket]
+    dns_udp: tuple[socket.socket, socket.socket]
+
+    def __enter__(self) -> Listeners:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sock in self.all:
+            sock.close()
+
+    @property
+    def all(self) -> tuple[socket.socket, ...]:
+        """In the order in which they travel to the proxy."""
+        return (*self.proxy, *self.dns_tcp, *self.dns_udp)
+
+    @classmethod
+    def of(cls, sockets: list[socket.socket]) -> Listeners:
+        """The inverse of `all`."""
+        p4, p6, t4, t6, u4, u6 = sockets
+        return cls((p4, p6), (t4, t6), (u4, u6))
+
+    @property
+    def proxy_port(self) -> int:
+        """TCP port of the proxy."""
+        return int(self.proxy[0].getsockname()[1])
+
+    @property
+    def dns_port(self) -> int:
+        """UDP and TCP port of the resolver."""
+        return int(self.dns_udp[0].getsockname()[1])
+
+    @property
+    def netns_cookie(self) -> int:
+        """The kernel's name for the namespace that the listeners are in."""
+        raw = self.proxy[0].getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+        return int(struct.unpack("=Q", raw)[0])
+
+
+def bring_up_loopback() -> None:
+    """Configure `lo` of the current namespace."""
+    with IPRoute() as route:
+        index = route.link_lookup(ifname="lo")[0]
+        route.link("set", index=index, state="up")
+        route.addr("add", index=index, address=str(OWN_V4), prefixlen=32)
+        route.addr("add", index=index, address=str(OWN_V6), prefixlen=128)
+
+
+def _bound(family: int, kind: int, address: str, port: int) -> socket.socket:
+    sock = socket.socket(family, kind)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind((address, port))
+    return sock
+
+
+def _pair(kind: int, port: int = 0) -> tuple[socket.socket, socket.socket]:
+    first = _bound(socket.AF_INET, kind, "127.0.0.1", port)
+    try:
+        return first, _bound(socket.AF_INET6, kind, "::1", first.getsockname()[1])
+    except OSError:
+        first.close()
+        raise
+
+
+def open_listeners() -> Listeners:
+    """Open them in the current namespace. Their cgroup, which the origin hook looks at, is the caller's."""
+    for _ in range(_PORT_ATTEMPTS):
+        opened: list[socket.socket] = []
+        try:
+            opened += _pair(socket.SOCK_STREAM)
+            opened += _pair(socket.SOCK_DGRAM)
+            opened += _pair(socket.SOCK_STREAM, opened[2].getsockname()[1])
+        except OSError:  # a port that one family has free and the other has not
+            for sock in opened:
+                sock.close()
+            continue
+        p4, p6, u4, u6, t4, t6 = opened
+        for sock in (p4, p6, t4, t6):
+            sock.listen(BACKLOG)
+        return Listeners((p4, p6), (t4, t6), (u4, u6))
+    raise SandboxError("no port is free on both loopback addresses of a new network namespace")

@@ -1,0 +1,86 @@
+"""What every flow of one sandbox shares, and the interfaces through which the relay sees the rest of the program.
+
+Must not know how any of them works: with four small stand-ins the whole relay runs without root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from nono_ebpf.audit.record import Record
+from nono_ebpf.authority import host_address
+from nono_ebpf.errors import UpstreamError
+from nono_ebpf.model import Endpoint, FlowOrigin, IPAddress, ResolvedAddress
+from nono_ebpf.policy.decide import Ask, Denial, Permit, Resolve, decide
+from nono_ebpf.policy.rules import Policy
+from nono_ebpf.relay.limits import Limits
+from nono_ebpf.relay.splice import Pipes
+
+
+class OriginSource(Protocol):
+    """The kernel's record of redirected connections."""
+
+    def take(self, connection: socket.socket) -> FlowOrigin | None:
+        """Where `connection` was going and whose it is, readable once; None when the kernel knows nothing."""
+
+
+class Resolver(Protocol):
+    """The host's view of names."""
+
+    async def lookup(self, host: str) -> tuple[ResolvedAddress, ...]:
+        """Every address of a canonical host; () for none. Raises UpstreamError("resolve", ...)."""
+
+
+class NameTable(Protocol):
+    """Which name this sandbox was given an address for."""
+
+    def name_of(self, address: IPAddress) -> str | None:
+        """The canonical name; None when the address was never given out."""
+
+
+class AuditSink(Protocol):
+    """Where finished records go."""
+
+    def write(self, record: Record) -> None:
+        """Keep `record`, now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The relay's surroundings. `own_listeners`: where explicit proxy clients connect, as the sandbox sees it."""
+
+    policy: Policy
+    resolver: Resolver
+    names: NameTable
+    origins: OriginSource
+    audit: AuditSink
+    limits: Limits
+    own_listeners: frozenset[Endpoint]
+    pipes: Pipes
+
+    async def judge(self, ask: Ask) -> Permit | Denial:
+        """`decide()`, with the host's addresses looked up when it asks for them.
+
+        A literal's addresses are always supplied: whether it is one of this host's own only the resolver knows.
+
+        Raises:
+            UpstreamError: phase "resolve".
+        """
+        if host_address(ask.host) is not None:
+            ask = replace(ask, addresses=await self._lookup(ask.host))
+        verdict = decide(self.policy, ask)
+        if isinstance(verdict, Resolve):
+            verdict = decide(self.policy, replace(ask, addresses=await self._lookup(verdict.host)))
+        if isinstance(verdict, Resolve):
+            raise UpstreamError("resolve", ask.host, "the verdict depends on a second name")
+        return verdict
+
+    async def _lookup(self, host: str) -> tuple[ResolvedAddress, ...]:
+        try:
+            async with asyncio.timeout(self.limits.resolve_s):
+                return await self.resolver.lookup(host)
+        except TimeoutError as error:
+            raise UpstreamError("resolve", host, f"no answer within {self.limits.resolve_s:g} s") from error

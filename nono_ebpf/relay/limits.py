@@ -1,0 +1,39 @@
+"""Every deadline and bound of the relay, in one place. All are ours; where a standard suggests one, it is named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds end in `_s`, sizes in `_bytes`; everything else is a count."""
+
+    # Connections.
+    flows: int = 4096  # two sockets each stay well below a raised RLIMIT_NOFILE; the rest waits in the backlog
+    accepts_per_wakeup: int = 64  # then established flows get their turn
+    accept_backoff_s: float = 0.1  # after EMFILE or ENOBUFS: a flow has to end first, asking sooner only burns CPU
+
+    # Learning what a client wants.
+    sniff_s: float = 10.0  # from a client's first byte to a whole ClientHello or HTTP head; slowloris ends here
+    first_bytes_s: float = 10.0  # for a client nobody knows a name for: nothing is dialled before it speaks
+    refusal_wait_s: float = 2.0  # for a denied client to show its language; ssh and SMTP clients never do
+
+    # The far side.
+    resolve_s: float = 15.0  # a stub resolver's timeout with a retry on the second nameserver
+    connect_s: float = 30.0  # over all endpoints; below the 60 s that most clients wait themselves
+    stagger_s: float = 0.25  # RFC 8305 §5, "Connection Attempt Delay"
+
+    # Moving bytes.
+    idle_s: float = 3600.0  # no byte in either direction: above any sensible keep-alive, and models think for long
+    half_closed_s: float = 600.0  # the same once one side has finished: nearly always the client is simply gone
+    copy_bytes: int = 262144  # per read of an HTTP body: larger gains nothing, 64 KiB costs a third
+    pipe_bytes: int = 1 << 20  # the most an unprivileged process may ask for (fs.pipe-max-size)
+    spare_pipes: int = 16  # kept open for the next burst: at most a quarter of fs.pipe-user-pages-soft
+    splices_per_wakeup: int = 8  # up to 8 MiB, two milliseconds, before another flow gets its turn
+
+    # HTTP/1.
+    keep_alive_s: float = 75.0  # between two requests; nginx's default, longer than clients keep a connection
+    interim_responses: int = 64  # 1xx before one final response
+    linger_s: float = 1.0  # reading on after a refusal, so that a RST does not overtake it (RFC 9112 §9.6)
+    linger_bytes: int = 1 << 20

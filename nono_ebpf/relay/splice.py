@@ -1,0 +1,263 @@
+"""Moves bytes between two sockets through the kernel, reading none of them.
+
+Knows splice(2), pipe(7) and half-close. Must not know what flows or why.
+
+Each direction is a lane: socket → pipe → socket. A lane fills its pipe only when the pipe is empty and flushes it before it
+reads again, so the receiver's pace is the sender's, and EAGAIN on filling can only mean that the socket is empty. A lane
+borrows a pipe while bytes are in it and gives it back at once: a thousand idle flows hold no pipe.
+
+The end of one side is passed on with shutdown(SHUT_WR) once everything before it has been delivered. An error on either side
+makes both closes a RST, because a FIN would let a truncated stream look complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import socket
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from nono_ebpf.relay.limits import Limits
+from nono_ebpf.relay.stream import reason_of, reset_on_close
+
+_FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+# A read shorter than this has emptied the socket: asking again would only cost a call and an exception.
+_SHORT_READ_BYTES: Final = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Pipe:
+    """An empty pipe; `size_bytes` is what it can hold."""
+
+    read_fd: int
+    write_fd: int
+    size_bytes: int
+
+    def close(self) -> None:
+        """Close both ends; bytes inside are lost."""
+        try:
+            os.close(self.read_fd)
+        finally:
+            os.close(self.write_fd)
+
+
+class Pipes:
+    """Lends pipes and keeps a few spare ones, since making one costs five system calls."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._size_bytes, self._spare_limit = limits.pipe_bytes, limits.spare_pipes
+        self._spare: list[Pipe] = []
+        self.lent = 0
+
+    def borrow(self) -> Pipe:
+        """An empty pipe. Raises OSError when the process has no descriptor left."""
+        pipe = self._spare.pop() if self._spare else self._make()
+        self.lent += 1
+        return pipe
+
+    def give_back(self, pipe: Pipe, *, empty: bool) -> None:
+        """Take `pipe` back; one that still holds bytes is closed, or the next flow would receive them."""
+        self.lent -= 1
+        if empty and len(self._spare) < self._spare_limit:
+            self._spare.append(pipe)
+        else:
+            pipe.close()
+
+    def close(self) -> None:
+        """Close the spare pipes."""
+        while self._spare:
+            self._spare.pop().close()
+
+    def _make(self) -> Pipe:
+        read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        return Pipe(read_fd, write_fd, self._enlarge(write_fd))
+
+    def _enlarge(self, write_fd: int) -> int:
+        """Grow the pipe as far as we may. The default size is slower, and just as correct."""
+        try:
+            return fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, self._size_bytes)
+        except PermissionError:  # over fs.pipe-max-size, or this user's fs.pipe-user-pages-soft is used up
+            return fcntl.fcntl(write_fd, fcntl.F_GETPIPE_SZ)
+
+
+@dataclass(frozen=True, slots=True)
+class Spliced:
+    """How it went. Bytes are those delivered to the kernel of the other side."""
+
+    sent_bytes: int  # client to upstream
+    received_bytes: int  # upstream to client
+    ended: Literal["eof", "reset", "idle"]
+    problem: str = ""
+
+
+async def splice(client: socket.socket, upstream: socket.socket, pipes: Pipes, limits: Limits) -> Spliced:
+    """Relay until both sides have finished, one has failed, or nothing has moved for too long.
+
+    The sockets stay the caller's to close; after a failure their close sends a RST.
+    """
+    link = _Link(client, upstream, pipes, limits)
+    try:
+        return await link.run()
+    finally:
+        link.release()
+
+
+class _Link:
+    """Both lanes of a flow, and the clock that watches them."""
+
+    def __init__(self, client: socket.socket, upstream: socket.socket, pipes: Pipes, limits: Limits) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._limits = limits
+        self._sockets = client, upstream
+        self._finished: asyncio.Future[Spliced] = self.loop.create_future()
+        self._up = _Lane(self, client, upstream, pipes, limits.splices_per_wakeup)
+        self._down = _Lane(self, upstream, client, pipes, limits.splices_per_wakeup)
+        self._moved_at = self.loop.time()
+        self._timer = self.loop.call_later(limits.idle_s, self._check_idle)
+
+    async def run(self) -> Spliced:
+        self._up.start()
+        self._down.start()
+        return await self._finished
+
+    def release(self) -> None:
+        self._timer.cancel()
+        self._up.stop()
+        self._down.stop()
+
+    def touch(self) -> None:
+        """Called by a lane that moved something."""
+        self._moved_at = self.loop.time()
+
+    def lane_done(self) -> None:
+        """Called by a lane that has delivered its end of stream."""
+        if self._up.done and self._down.done:
+            self._finish("eof")
+        else:
+            self._restart_timer()
+
+    def fail(self, error: OSError) -> None:
+        """Called by a lane whose sockets no longer work."""
+        self._abort("reset", reason_of(error))
+
+    def _abort(self, ended: Literal["reset", "idle"], problem: str) -> None:
+        for each in self._sockets:
+            reset_on_close(each)
+        self._finish(ended, problem)
+
+    def _finish(self, ended: Literal["eof", "reset", "idle"], problem: str = "") -> None:
+        self.release()
+        if not self._finished.done():
+            self._finished.set_result(Spliced(self._up.moved_bytes, self._down.moved_bytes, ended, problem))
+
+    def _patience_s(self) -> float:
+        half_closed = self._up.done or self._down.done
+        return min(self._limits.idle_s, self._limits.half_closed_s) if half_closed else self._limits.idle_s
+
+    def _restart_timer(self) -> None:
+        self._timer.cancel()
+        self._timer = self.loop.call_at(self._moved_at + self._patience_s(), self._check_idle)
+
+    def _check_idle(self) -> None:
+        """Runs when the last deadline was due; bytes may have moved since, which only notes the time."""
+        if self._moved_at + self._patience_s() <= self.loop.time():
+            self._abort("idle", f"nothing moved for {self._patience_s():g} s")
+        else:
+            self._restart_timer()
+
+
+class _Lane:
+    """One direction. Watches its source while the pipe is empty, its sink while it is not."""
+
+    __slots__ = (
+        "_at_eof", "_held", "_link", "_pipe", "_pipes", "_reading", "_rounds", "_sink", "_source", "_writing",
+        "done", "moved_bytes",
+    )  # fmt: skip
+
+    def __init__(
+        self, link: _Link, source: socket.socket, sink: socket.socket, pipes: Pipes, rounds: int
+    ) -> None:
+        self._link, self._pipes, self._rounds = link, pipes, rounds
+        self._source, self._sink = source, sink
+        self._pipe: Pipe | None = None
+        self._held = 0  # bytes in the pipe
+        self._at_eof = self._reading = self._writing = False
+        self.done = False
+        self.moved_bytes = 0
+
+    def start(self) -> None:
+        self._watch()
+
+    def stop(self) -> None:
+        """Watch nothing and hold nothing. Idempotent; comes before the sockets are closed."""
+        self._watch_source(on=False)
+        self._watch_sink(on=False)
+        self._release_pipe()
+
+    def _pump(self) -> None:
+        """Move what can be moved now; called when the source has bytes or the sink has room."""
+        try:
+            self._move()
+            if self._at_eof and not self._held:
+                self._pass_end_on()
+        except OSError as error:
+            self._link.fail(error)
+            return
+        if self.done:
+            self.stop()
+            self._link.lane_done()
+        else:
+            self._watch()
+
+    def _move(self) -> None:
+        pipe = self._pipe = self._pipe or self._pipes.borrow()
+        try:
+            for _ in range(self._rounds):
+                if not self._held:
+                    self._held = os.splice(self._source.fileno(), pipe.write_fd, pipe.size_bytes, flags=_FLAGS)
+                    self._at_eof = not self._held
+                if not self._flush(pipe):
+                    break
+        except BlockingIOError:
+            pass  # the source is empty or the sink is full: `_held` tells `_watch` which
+        if not self._held:
+            self._release_pipe()
+
+    def _flush(self, pipe: Pipe) -> bool:
+        """Empty the pipe into the sink; False when the source has nothing more for now. BlockingIOError: sink full."""
+        more = self._held >= _SHORT_READ_BYTES
+        while self._held:
+            moved = os.splice(pipe.read_fd, self._sink.fileno(), self._held, flags=_FLAGS)
+            self._held -= moved
+            self.moved_bytes += moved
+            self._link.touch()
+        return more
+
+    def _pass_end_on(self) -> None:
+        self._sink.shutdown(socket.SHUT_WR)
+        self.done = True
+
+    def _release_pipe(self) -> None:
+        if self._pipe is not None:
+            self._pipes.give_back(self._pipe, empty=not self._held)
+            self._pipe = None
+
+    def _watch(self) -> None:
+        self._watch_source(on=not self._held)
+        self._watch_sink(on=self._held > 0)
+
+    def _watch_source(self, *, on: bool) -> None:
+        if on and not self._reading:
+            self._link.loop.add_reader(self._source.fileno(), self._pump)
+        elif self._reading and not on:
+            self._link.loop.remove_reader(self._source.fileno())
+        self._reading = on
+
+    def _watch_sink(self, *, on: bool) -> None:
+        if on and not self._writing:
+            self._link.loop.add_writer(self._sink.fileno(), self._pump)
+        elif self._writing and not on:
+            self._link.loop.remove_writer(self._sink.fileno())
+        self._writing = on

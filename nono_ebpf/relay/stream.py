@@ -1,0 +1,160 @@
+"""One TCP connection as the relay sees it: a socket, and what was read from it but not consumed.
+
+Knows sockets and the event loop. Must not know what the bytes mean.
+
+Contract of a stream: one owner; bytes leave `unread` only by the owner's hand, so nothing is parsed twice or lost;
+`close()` may be called at any time and more than once, and always closes; a deadline that passes raises TimeoutError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Final
+
+from nono_ebpf.errors import NonoError, UpstreamError, UpstreamPhase
+
+# socket(7): struct linger { int l_onoff; int l_linger; }. With zero seconds, close(2) sends RST instead of FIN.
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+_HEAD_READ_BYTES: Final = 65536
+
+
+def tune(connection: socket.socket) -> None:
+    """Prepare a connected socket for relaying.
+
+    Without TCP_NODELAY on both sides, the small last segment of a TLS handshake waits some 40 ms for the peer's delayed ACK.
+    Keep-alive finds peers that vanished without a FIN.
+    """
+    connection.setblocking(False)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def reset_on_close(connection: socket.socket) -> None:
+    """Make the close that follows visible to the peer as an abort (RST), so that truncation is not taken for the end."""
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    except OSError:
+        # Only a socket that is no longer connected refuses this, and nobody is left to be told.
+        return
+
+
+async def first_readable(*connections: socket.socket) -> socket.socket:
+    """Wait until one of `connections` has bytes, its end or an error to read; on a tie the earlier argument wins."""
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+    ready: set[socket.socket] = set()
+
+    def note(connection: socket.socket) -> None:
+        ready.add(connection)
+        if not readable.done():
+            readable.set_result(None)
+
+    for each in connections:
+        loop.add_reader(each.fileno(), note, each)
+    try:
+        await readable
+    finally:
+        for each in connections:
+            loop.remove_reader(each.fileno())
+    return next(each for each in connections if each in ready)
+
+
+class Stream:
+    """The client's side of a flow. OSErrors pass through: when the client is gone there is nobody to answer."""
+
+    __slots__ = ("at_eof", "received_bytes", "sent_bytes", "sock", "unread")
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Take a connected, tuned socket and own it."""
+        self.sock = sock
+        self.unread = bytearray()
+        self.at_eof = False
+        self.sent_bytes = self.received_bytes = 0
+
+    async def fill(self, deadline_s: float, size: int = _HEAD_READ_BYTES) -> bool:
+        """Read up to `size` bytes more into `unread`, waiting at most `deadline_s`; False at the end of the stream."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                data = await self._read(size)
+        except OSError as error:
+            raise self._fault("read", error) from error
+        self.unread += data
+        self.received_bytes += len(data)
+        self.at_eof = not data
+        return bool(data)
+
+    async def _read(self, size: int) -> bytes:
+        while True:
+            try:
+                return self.sock.recv(size)
+            except BlockingIOError:
+                await first_readable(self.sock)
+
+    async def send(self, data: bytes | bytearray, deadline_s: float) -> None:
+        """Hand all of `data` to the kernel; waits for the peer to read, which is the back-pressure."""
+        try:
+            sent = self._send_now(data)
+            if sent < len(data):
+                async with asyncio.timeout(deadline_s):
+                    await asyncio.get_running_loop().sock_sendall(self.sock, bytes(data[sent:]))
+        except OSError as error:
+            raise self._fault("write", error) from error
+        self.sent_bytes += len(data)
+
+    def _send_now(self, data: bytes | bytearray) -> int:
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
+
+    def _fault(self, phase: UpstreamPhase, error: OSError) -> OSError | NonoError:  # noqa: ARG002 - for Upstream
+        return error
+
+    def take_unread(self) -> bytes:
+        """Everything read and not consumed; it is the caller's from now on."""
+        data = bytes(self.unread)
+        self.unread.clear()
+        return data
+
+    async def linger(self, deadline_s: float, limit_bytes: int) -> None:
+        """Send FIN and read the rest away, so that the last answer arrives: closing with unread bytes sends a RST."""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(deadline_s):
+                while limit_bytes > 0 and (data := await self._read(_HEAD_READ_BYTES)):
+                    limit_bytes -= len(data)
+        except OSError:
+            # The peer left or keeps talking past the deadline; the answer has had its chance either way.
+            return
+
+    def reset(self) -> None:
+        """Close with a RST."""
+        reset_on_close(self.sock)
+        self.close()
+
+    def close(self) -> None:
+        """Close with a FIN (RST when unread bytes are left in the kernel)."""
+        self.sock.close()
+
+
+class Upstream(Stream):
+    """The far side of a flow; its failures are UpstreamErrors that name `target`."""
+
+    __slots__ = ("target",)
+
+    def __init__(self, sock: socket.socket, target: str) -> None:
+        """Take a connected, tuned socket and own it."""
+        super().__init__(sock)
+        self.target = target
+
+    def _fault(self, phase: UpstreamPhase, error: OSError) -> NonoError:
+        return UpstreamError(phase, self.target, reason_of(error))
+
+
+def reason_of(error: OSError) -> str:
+    """The kernel's words for `error`, without its number."""
+    if error.strerror:
+        return error.strerror
+    return "timed out" if isinstance(error, TimeoutError) else str(error) or type(error).__name__

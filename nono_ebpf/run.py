@@ -1,0 +1,162 @@
+"""`nono-ebpf run`: the supervisor. Builds one sandbox, waits for its command, takes everything away again.
+
+It holds root and parses nothing that comes from the sandbox. Start order, each step waiting for those above it:
+
+    proxy process starts importing    programs compile in a child    pid 1 makes the namespaces and opens the listeners
+    programs attached and pinned   →  proxy gets listeners and map fds, gives root up, says "ready"
+    settings say alive             →  pid 1 lets the command go
+
+Whatever fails before the last step, the command has not started and nothing is left.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+
+from nono_ebpf.kernel import abi, bpffs, origdst
+from nono_ebpf.kernel.hooks import Side
+from nono_ebpf.kernel.loader import Loader
+from nono_ebpf.kernel.netns import OWN_V4, OWN_V6
+from nono_ebpf.sandbox import handover, signals, state, view
+from nono_ebpf.sandbox.init import Command, Init, cgroups_under
+from nono_ebpf.sandbox.proxy_process import ProxyProcess
+
+# systemd hands these uids out to services for as long as they run (DynamicUser); so do we, one a sandbox.
+PROXY_UIDS = range(61184, 65520)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked `run`: everything that could be refused has been."""
+
+    command: Command
+    view: view.View
+    policy: bytes
+    pinned: Mapping[str, list[str]]
+    audit_fd: int | None
+    verbose: bool
+    proxy_env: bool
+
+
+def run(request: Request) -> int:
+    """The command's exit status.
+
+    Raises:
+        NonoError: the sandbox could not be built; the command has not run.
+    """
+    signals.block()
+    state.remove_stale()
+    bpffs.ensure()
+    sandbox = state.create()
+    with ExitStack() as stack:
+        stack.callback(sandbox.remove)
+        stack.callback(_take_terminal_back, os.getpgrp())
+        return _Supervisor(request, sandbox, stack).run()
+
+
+class _Supervisor:
+    """One sandbox's life. Everything that must end with it is on `stack`."""
+
+    def __init__(self, request: Request, sandbox: state.Sandbox, stack: ExitStack) -> None:
+        self._request = request
+        self._sandbox = sandbox
+        self._stack = stack
+        self._groups = cgroups_under(sandbox.group)
+
+    def run(self) -> int:
+        with Loader() as loader:
+            self._proxy = ProxyProcess(self._groups.proxy)
+            self._stack.callback(self._proxy.end)
+            init = Init.start(self._request.command, self._groups, self._request.view)
+            self._listeners = self._stack.enter_context(init.listeners())
+            groups = {Side.SANDBOX: self._groups.sandbox.path, Side.PROXY: self._groups.proxy.path}
+            self._maps = loader.attach(groups, self._sandbox.pins)
+        self._stack.callback(self._maps.close)
+        self._proxy.serve(self._plan(), self._fds())
+        init.wait_ready()
+        self._set_alive(alive=True)
+        init.go(self._added_environment())
+        status = signals.wait_for(init.pid, self._child_ended)
+        self._proxy.stop()
+        return status
+
+    def _plan(self) -> handover.ProxyPlan:
+        return handover.ProxyPlan(
+            sandbox=self._sandbox.id,
+            uid=_proxy_uid(self._sandbox.id),
+            policy=self._request.policy,
+            pinned=dict(self._request.pinned),
+            netns_cookie=self._listeners.netns_cookie,
+            verbose=self._request.verbose,
+            has_audit_log=self._request.audit_fd is not None,
+        )
+
+    def _fds(self) -> list[int]:
+        audit = [] if self._request.audit_fd is None else [self._request.audit_fd]
+        return [*(sock.fileno() for sock in self._listeners.all), self._maps.denials, self._maps.askers, *audit]
+
+    def _set_alive(self, *, alive: bool) -> None:
+        settings = abi.nono_settings(
+            netns_cookie=self._listeners.netns_cookie,
+            own_v4=abi.packed(OWN_V4),
+            own_v6=abi.packed(OWN_V6),
+            proxy_port_be=socket.htons(self._listeners.proxy_port),
+            dns_port_be=socket.htons(self._listeners.dns_port),
+            alive=alive,
+        )
+        origdst.write_settings(self._maps.settings, settings)
+
+    def _child_ended(self, pid: int, wait_status: int) -> None:
+        """The proxy crashed: from now on connect(2) fails, and who waits in the listeners' queues is told."""
+        if pid != self._proxy.pid:
+            return
+        self._proxy.ended(wait_status)
+        self._set_alive(alive=False)
+        for listener in (*self._listeners.proxy, *self._listeners.dns_tcp):
+            listener.shutdown(socket.SHUT_RDWR)
+        say(f"the proxy ended ({signals.exit_status(wait_status)}); all further connections are refused")
+
+    def _added_environment(self) -> dict[str, str]:
+        added = {} if self._request.view.ca_bundle is None else ca_environment()
+        return added | (proxy_environment(self._listeners.proxy_port) if self._request.proxy_env else {})
+
+
+def _proxy_uid(sandbox: str) -> int:
+    return PROXY_UIDS[int(sandbox, 16) % len(PROXY_UIDS)]
+
+
+def proxy_environment(port: int) -> dict[str, str]:
+    """A courtesy for clients that ask: every rule holds without it."""
+    url = f"http://127.0.0.1:{port}"
+    direct = "localhost,127.0.0.1,::1"
+    return {
+        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), url),
+        **dict.fromkeys(("NO_PROXY", "no_proxy"), direct),
+        "NODE_USE_ENV_PROXY": "1",
+    }
+
+
+def ca_environment() -> dict[str, str]:
+    """For toolchains that bring a certificate store of their own."""
+    names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO")
+    return dict.fromkeys(names, str(view.OWN_DIRECTORY / "ca-bundle.pem"))
+
+
+def _take_terminal_back(group: int) -> None:
+    """A shell in the sandbox may have made itself the terminal's foreground; ours is to be it when we end."""
+    with suppress(OSError), open("/dev/tty", "rb") as terminal:
+        if os.tcgetpgrp(terminal.fileno()) != group:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+            os.tcsetpgrp(terminal.fileno(), group)
+
+
+def say(text: str) -> None:
+    """One line to the person, on stderr: stdout is the command's."""
+    sys.stderr.write(f"nono-ebpf: {text}\n")
+    sys.stderr.flush()

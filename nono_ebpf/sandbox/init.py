@@ -1,0 +1,151 @@
+"""The sandbox's pid 1: builds the namespaces from inside, gives its privileges up, starts the command, reaps.
+
+It is the kernel's handle on the sandbox: it dies with the supervisor (PR_SET_PDEATHSIG), and with pid 1 the kernel kills
+every process of the pid namespace. pid_namespaces(7).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from nono_ebpf.errors import NonoError, SandboxError
+from nono_ebpf.kernel import libc
+from nono_ebpf.kernel.cgroup import Cgroup
+from nono_ebpf.kernel.netns import Listeners, bring_up_loopback, open_listeners
+from nono_ebpf.sandbox import privileges, signals, view
+
+NOT_FOUND, NOT_EXECUTABLE, OUR_FAULT = 127, 126, 125
+_READY = b"ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What to run and how it finds the world."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    umask: int
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The sandbox's two cgroups: the hooks of connect(2) are on one, those of the proxy's sockets on the other."""
+
+    sandbox: Cgroup
+    proxy: Cgroup
+
+
+class Init:
+    """The supervisor's side of pid 1, whose pid here is that of the supervisor's namespace."""
+
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid = pid
+        self._channel = channel
+
+    @classmethod
+    def start(cls, command: Command, groups: Groups, sandbox_view: view.View) -> Init:
+        """Fork it into a pid namespace of its own. It waits for `go()`."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        libc.unshare(libc.CLONE_NEWPID)
+        pid = os.fork()
+        if pid == 0:
+            _main(theirs, command, groups, sandbox_view)
+        libc.setns(own_namespace, libc.CLONE_NEWPID)  # our next children are not the sandbox's
+        os.close(own_namespace)
+        theirs.close()
+        return cls(pid, ours)
+
+    def listeners(self) -> Listeners:
+        """The sockets it opened inside; the caller owns them."""
+        message, fds, _, _ = socket.recv_fds(self._channel, 65536, 6)
+        if len(fds) != 6:
+            raise SandboxError(message.decode("utf-8", "replace") or "the sandbox's init ended without a word")
+        return Listeners.of([socket.socket(fileno=fd) for fd in fds])
+
+    def wait_ready(self) -> None:
+        """Until only `go()` is missing."""
+        message = self._channel.recv(65536)
+        if message != _READY:
+            raise SandboxError(message.decode("utf-8", "replace") or "the sandbox's init ended without a word")
+
+    def go(self, added_environment: Mapping[str, str]) -> None:
+        """Let the command run, with these variables besides its own."""
+        self._channel.send(msgspec.json.encode(added_environment))
+        self._channel.close()
+
+
+def _main(channel: socket.socket, command: Command, groups: Groups, sandbox_view: view.View) -> NoReturn:
+    status = OUR_FAULT
+    try:
+        channel = _only_fd(channel)
+        _build(channel, groups, sandbox_view)
+        channel.send(_READY)
+        if added := channel.recv(65536):  # nothing: the supervisor could not finish the sandbox
+            channel.close()
+            status = _run(command, msgspec.json.decode(added, type=dict[str, str]))
+    except (NonoError, OSError) as error:
+        channel.send(str(error).encode())
+    finally:
+        os._exit(status)
+
+
+def _only_fd(channel: socket.socket) -> socket.socket:
+    """Keep the standard streams and the channel: the supervisor's lifeline to the proxy must not live on here."""
+    fd = os.dup2(channel.detach(), 3, inheritable=False)
+    os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    return socket.socket(fileno=fd)
+
+
+def _build(channel: socket.socket, groups: Groups, sandbox_view: view.View) -> None:
+    groups.proxy.join()  # the origin hook looks at the group of the listener's maker
+    libc.unshare(libc.CLONE_NEWNET)
+    bring_up_loopback()
+    with open_listeners() as listeners:
+        socket.send_fds(channel, [b"listeners"], [sock.fileno() for sock in listeners.all])
+    groups.sandbox.join()
+    view.enter(sandbox_view)
+    user = sandbox_view.user
+    privileges.become(user.uid, user.gid, user.groups)
+
+
+def _run(command: Command, added_environment: Mapping[str, str]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        _execute(command, {**command.environment, **added_environment})
+    return signals.wait_for(pid, lambda _pid, _status: None)
+
+
+def _execute(command: Command, environment: Mapping[str, str]) -> NoReturn:
+    status = OUR_FAULT
+    try:
+        signals.restore_defaults()
+        os.umask(command.umask)
+        os.execvpe(command.argv[0], command.argv, environment)  # noqa: S606  # the command itself
+    except FileNotFoundError:
+        _say(f"{command.argv[0]}: command not found")
+        status = NOT_FOUND
+    except OSError as error:
+        _say(f"{command.argv[0]}: {error.strerror}")
+        status = NOT_EXECUTABLE
+    finally:
+        os._exit(status)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"nono-ebpf: {text}\n")
+    sys.stderr.flush()
+
+
+def cgroups_under(root: Path) -> Groups:
+    """Make both groups of a sandbox."""
+    return Groups(Cgroup.create(root / "sandbox"), Cgroup.create(root / "proxy"))

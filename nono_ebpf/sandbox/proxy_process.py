@@ -1,0 +1,72 @@
+"""The supervisor's side of the proxy process: start, hand over, stop. The other side is nono_ebpf/proxy.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+from nono_ebpf.errors import SandboxError
+from nono_ebpf.kernel.cgroup import Cgroup
+from nono_ebpf.sandbox import handover, signals
+
+_STOP_TIMEOUT_S = 5.0
+
+
+class ProxyProcess:
+    """A fresh interpreter in a session of its own (the terminal's signals are not for it), in the proxy's cgroup."""
+
+    def __init__(self, group: Cgroup) -> None:
+        self._lifeline, theirs = socket.socketpair()
+
+        def enter() -> None:
+            group.join()
+            signals.restore_defaults()
+
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-m", "nono_ebpf.proxy", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            preexec_fn=enter,  # noqa: PLW1509  # no threads here
+            env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+        )
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def serve(self, plan: handover.ProxyPlan, fds: Sequence[int]) -> None:
+        """Give it everything and wait until it serves."""
+        try:
+            handover.send(self._lifeline, plan, fds)
+            answer = self._lifeline.recv(len(handover.READY))
+        except OSError as error:
+            raise SandboxError("the proxy process ended while it started") from error
+        if answer != handover.READY:
+            raise SandboxError("the proxy process could not start; its message is above")
+
+    def ended(self, wait_status: int) -> None:
+        """It was reaped elsewhere."""
+        self._process.returncode = os.waitstatus_to_exitcode(wait_status)
+
+    def stop(self) -> None:
+        """An orderly end: it closes its flows and says what was denied."""
+        with suppress(OSError):  # it is gone already
+            self._lifeline.send(handover.STOP)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_STOP_TIMEOUT_S)
+
+    def end(self) -> None:
+        """Whatever state it is in."""
+        self._lifeline.close()
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()

@@ -1,0 +1,101 @@
+"""What exists of a sandbox outside of its processes, and how a later start finds what a crash left.
+
+Each sandbox holds a lock on /run/nono-ebpf/ID/lock for as long as its supervisor lives; the kernel lets go of it whatever
+kills the supervisor. Whoever can take the lock may therefore clean up: kill the cgroups, unpin the links, remove the rest.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nono_ebpf.kernel import bpffs, cgroup
+from nono_ebpf.kernel.cgroup import Cgroup
+from nono_ebpf.kernel.loader import remove_pins
+
+STATE = Path("/run/nono-ebpf")
+GROUP = "nono-ebpf"
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """One sandbox's names. `lock` is held while its supervisor lives."""
+
+    id: str
+    lock: int
+
+    @property
+    def directory(self) -> Path:
+        """Its state directory."""
+        return STATE / self.id
+
+    @property
+    def pins(self) -> Path:
+        """Its links."""
+        return bpffs.PINS / self.id
+
+    @property
+    def group(self) -> Path:
+        """Its cgroups' parent."""
+        return cgroup.hierarchy() / GROUP / self.id
+
+    def remove(self) -> None:
+        """Nothing of it stays: first what runs, then what steers, then the record of it."""
+        Cgroup(self.group).remove()
+        remove_pins(self.pins)
+        remove_pins(self.pins.with_name(f"{self.id}_new"))
+        shutil.rmtree(self.directory)
+        os.close(self.lock)
+
+
+@contextmanager
+def _registry() -> Iterator[None]:
+    """Held while a sandbox appears or is judged stale, so that nobody mistakes one half made for one left behind."""
+    STATE.mkdir(mode=0o755, exist_ok=True)
+    fd = os.open(STATE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def create() -> Sandbox:
+    """A new one, locked."""
+    with _registry():
+        name = secrets.token_hex(6)
+        (STATE / name).mkdir(mode=0o700)
+        return Sandbox(name, _lock(STATE / name))
+
+
+def _lock(directory: Path) -> int:
+    """Raises BlockingIOError where somebody holds it."""
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def remove_stale() -> list[str]:
+    """Clean up after supervisors that are gone; the names of what was removed."""
+    with _registry():
+        stale = [sandbox for directory in sorted(STATE.glob("*/")) if (sandbox := _abandoned(directory))]
+    for sandbox in stale:
+        sandbox.remove()
+    return [sandbox.id for sandbox in stale]
+
+
+def _abandoned(directory: Path) -> Sandbox | None:
+    try:
+        return Sandbox(directory.name, _lock(directory))
+    except (BlockingIOError, FileNotFoundError):
+        return None  # alive, or just removed

@@ -1,0 +1,168 @@
+"""The sandbox's mount namespace: the host's files as they are, without the host's daemons.
+
+A pathname socket is reached through the file system, whatever the network namespace: docker's would start a process
+outside, systemd-resolved's would ask the network. So /run is a fresh tmpfs with nothing of the host but a few known
+entries (a mask over a single socket falls off when its daemon restarts and makes the file anew), and whatever else
+listens on a path is masked one by one. mount_namespaces(7), unix(7).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nono_ebpf.errors import ConfigError
+from nono_ebpf.kernel import libc
+from nono_ebpf.sandbox.user import User
+
+RUN = Path("/run")
+OWN_DIRECTORY = RUN / "nono-ebpf"
+# Directories of /run that hold no daemon's socket, and without which a NixOS or a desktop is not itself.
+KEPT_IN_RUN = ("wrappers", "media", "mount", "opengl-driver", "nixos", "shm")
+# Where programs put sockets under names we cannot know before they do.
+SOCKET_DIRECTORIES = ("/tmp/tmux-{uid}", "/tmp/.X11-unix", "/tmp/.ICE-unix", "/tmp/screen-{uid}")  # noqa: S108  # theirs
+CA_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Arch, Gentoo, NixOS
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
+    "/etc/ssl/ca-bundle.pem",  # openSUSE
+    "/etc/ssl/cert.pem",  # Alpine
+)
+_READABLE = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the sandbox finds in its file system that the host has not, or has otherwise."""
+
+    user: User
+    sockets: tuple[Path, ...]  # pathname sockets of the host, to be masked
+    allowed: tuple[Path, ...]  # those that stay
+    hosts: bytes
+    resolv_conf: bytes
+    ca_bundle: bytes | None
+
+
+def host_sockets() -> tuple[Path, ...]:
+    """Every pathname unix socket of the calling process's network namespace (proc(5), /proc/net/unix)."""
+    lines = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]
+    paths = {line.split(" ", 7)[-1] for line in lines if " /" in line}
+    return tuple(sorted(Path(path) for path in paths if path.startswith("/")))
+
+
+def hosts_for_sandbox(hosts: str) -> bytes:
+    """/etc/hosts with nothing but loopback names: every other name is to be asked for, so that it can be judged."""
+    kept = [line for line in hosts.splitlines() if line.split("#")[0].split()[:1] and _is_loopback(line)]
+    names = {name for line in kept for name in line.split()[1:]}
+    if "localhost" not in names:
+        kept = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback", *kept]
+    return ("\n".join(kept) + "\n").encode()
+
+
+def _is_loopback(line: str) -> bool:
+    address = line.split()[0]
+    return address.startswith("127.") or address == "::1"
+
+
+def resolv_conf_for_sandbox(resolv_conf: str) -> bytes:
+    """The host's search list and options; the server's address is anything, the kernel brings queries to ours."""
+    kept = [line for line in resolv_conf.splitlines() if line.startswith(("search", "domain", "options"))]
+    return ("\n".join(["nameserver 127.0.0.1", *kept]) + "\n").encode()
+
+
+def check_allowed(paths: Iterable[str]) -> tuple[Path, ...]:
+    """`--allow-socket`: each must be a unix socket now."""
+    checked = []
+    for text in paths:
+        path = Path(os.path.realpath(text))
+        if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
+            raise ConfigError("--allow-socket", f"{text} is not a unix socket")
+        checked.append(path)
+    return tuple(checked)
+
+
+def enter(view: View) -> None:
+    """Leave the host's mount, IPC and cgroup namespaces and put the view in place. Needs root; call as pid 1."""
+    libc.unshare(libc.CLONE_NEWNS | libc.CLONE_NEWIPC | libc.CLONE_NEWCGROUP)
+    libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
+    here = Path.cwd()
+    kept = _handles([*(RUN / name for name in KEPT_IN_RUN), *view.allowed])
+    links = _links_of(RUN)
+    resolv_conf = Path(os.path.realpath("/etc/resolv.conf"))
+    _fresh(RUN, "mode=0755")
+    _fill_run(view, links)
+    _mask(view)
+    for path, handle in kept.items():
+        _bind_handle(handle, path)
+    _replace_files(view, resolv_conf)
+    libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)
+    # A working directory below /run is still the host's: find it by its name again.
+    os.chdir(here if here.is_dir() else "/")
+
+
+def _handles(paths: Iterable[Path]) -> dict[Path, int]:
+    return {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in paths if path.exists()}
+
+
+def _links_of(directory: Path) -> dict[str, str]:
+    return {entry.name: str(entry.readlink()) for entry in directory.iterdir() if entry.is_symlink()}
+
+
+def _fresh(path: Path, options: str) -> None:
+    libc.mount("tmpfs", str(path), "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, options)
+
+
+def _fill_run(view: View, links: dict[str, str]) -> None:
+    for name, target in links.items():
+        (RUN / name).symlink_to(target)
+    (RUN / "lock").mkdir(mode=0o1777)
+    (RUN / "lock").chmod(0o1777)
+    runtime = RUN / "user" / str(view.user.uid)
+    runtime.mkdir(parents=True)
+    runtime.chmod(0o700)
+    os.chown(runtime, view.user.uid, view.user.gid)
+
+
+def _mask(view: View) -> None:
+    for template in SOCKET_DIRECTORIES:
+        directory = Path(template.format(uid=view.user.uid))
+        if directory.is_dir() and not directory.is_symlink():
+            _fresh(directory, f"mode=0700,uid={view.user.uid},gid={view.user.gid}")
+    for path in view.sockets:
+        if path not in view.allowed and path.is_socket():
+            libc.mount("/dev/null", str(path), None, libc.MS_BIND)
+
+
+def _bind_handle(handle: int, path: Path) -> None:
+    """Put what `handle` (closed here) refers to back at `path`."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            path.mkdir()
+        else:
+            path.touch()
+    libc.mount(f"/proc/self/fd/{handle}", str(path), None, libc.MS_BIND | libc.MS_REC)
+    os.close(handle)
+
+
+def _replace_files(view: View, resolv_conf: Path) -> None:
+    OWN_DIRECTORY.mkdir()
+    _replace("hosts", view.hosts, [Path("/etc/hosts")])
+    _replace("resolv.conf", view.resolv_conf, [resolv_conf])
+    if view.ca_bundle is not None:
+        targets = {Path(os.path.realpath(bundle)) for bundle in CA_BUNDLES if Path(bundle).exists()}
+        _replace("ca-bundle.pem", view.ca_bundle, sorted(targets))
+
+
+def _replace(name: str, content: bytes, targets: Sequence[Path]) -> None:
+    source = OWN_DIRECTORY / name
+    source.write_bytes(content)
+    source.chmod(_READABLE)
+    for target in targets:
+        if target.is_relative_to(RUN):  # the fresh tmpfs has it not
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.touch()
+        if target.exists():
+            libc.mount(str(source), str(target), None, libc.MS_BIND)

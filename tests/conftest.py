@@ -1,0 +1,46 @@
+"""Fixtures for every suite: the test world (root only), and the hypothesis profiles."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+from kit.expect import missing
+from kit.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kit.machine import Machine
+
+settings.register_profile("fast", max_examples=100, deadline=None)
+settings.register_profile("deep", max_examples=5000, deadline=None)
+settings.load_profile("fast")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Without root, the tests marked `root` are skipped, unless NONO_EXPECT names root."""
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        missing("root", "this test needs root")
+
+
+@pytest.fixture(scope="session")
+def _world() -> Iterator[World]:
+    made = World()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def world(_world: World) -> World:
+    """The test world, with nothing seen yet."""
+    _world.forget()
+    return _world
+
+
+@pytest.fixture
+def machine(world: World) -> Machine:
+    """The machine of the test world, where nono-ebpf runs."""
+    return world.machine
