@@ -17,7 +17,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nono_ebpf.kernel import abi, bpffs, origdst
 from nono_ebpf.kernel.hooks import Side
@@ -42,6 +42,10 @@ class Request:
     audit_fd: int | None
     verbose: bool
     proxy_env: bool
+
+    def with_audit(self, fd: int) -> Request:
+        """The same, with an audit log; the fd is the caller's."""
+        return replace(self, audit_fd=fd)
 
 
 def run(request: Request) -> int:

@@ -125,7 +125,7 @@ def to_wire(question: Question, reply: Reply, max_bytes: int = _PLAIN_UDP_BYTES)
     message.answer.extend(_answer(question, reply))
     if question.message.edns >= 0:
         _explain(message, reply)
-    return message.to_wire(max_size=max_bytes, prefer_truncation=True)
+    return message.to_wire(max_size=max_bytes, prefer_truncation=True, want_shuffle=False)
 
 
 def _answer(question: Question, reply: Reply) -> list[dns.rrset.RRset]:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from nono_ebpf.dns.names import NameTable
     from nono_ebpf.dns.resolver import Answer
     from nono_ebpf.model import IPAddress
-    from nono_ebpf.policy.decide import Policy
+    from nono_ebpf.policy.rules import Policy
 
 _MAX_MESSAGE_BYTES = 65535  # RFC 1035 §4.2.2: a 16-bit length
 _LOCALHOST: dict[dns.rdatatype.RdataType, tuple[IPAddress, ...]] = {
@@ -138,7 +138,7 @@ class DnsServer:
         max_bytes = question.udp_bytes(self._limits.udp_answer_bytes) if udp else _MAX_MESSAGE_BYTES
         return to_wire(question, await self._reply_in_time(question, process), max_bytes)
 
-    async def _answer_udp(self, stream: asyncio_dgram.DatagramServer, wire: bytes, peer: _Peer) -> None:
+    async def _answer_udp(self, stream: asyncio_dgram.aio.DatagramServer, wire: bytes, peer: _Peer) -> None:
         # Asked for before anything is awaited: the port may be another program's a moment later.
         process = self._asker((peer[0], peer[1]))
         answer = await self.answer(wire, process, udp=True)
@@ -361,15 +361,15 @@ def _emptiness(answer: Answer) -> str:
     return "no such name" if answer.rcode == dns.rcode.NXDOMAIN else "no address of this family"
 
 
-async def _unconnected(sock: socket.socket) -> asyncio_dgram.DatagramServer:
+async def _unconnected(sock: socket.socket) -> asyncio_dgram.aio.DatagramServer:
     stream = await asyncio_dgram.from_socket(sock)
-    if not isinstance(stream, asyncio_dgram.DatagramServer):
+    if not isinstance(stream, asyncio_dgram.aio.DatagramServer):
         stream.close()
         raise SandboxError("the DNS socket is connected to one client")
     return stream
 
 
-async def _receive(stream: asyncio_dgram.DatagramServer) -> tuple[bytes, _Peer] | None:
+async def _receive(stream: asyncio_dgram.aio.DatagramServer) -> tuple[bytes, _Peer] | None:
     """The next datagram; None for an error the kernel reports about an earlier answer of ours."""
     try:
         wire, peer = await stream.recv()

@@ -1,4 +1,4 @@
-"""What every flow of one sandbox shares, and the interfaces through which the relay sees the rest of the program.
+"""What every flow of one sandbox shares, and the interfaces through which the relay sees everything else.
 
 Must not know how any of them works: with four small stand-ins the whole relay runs without root.
 """
@@ -6,18 +6,25 @@ Must not know how any of them works: with four small stand-ins the whole relay r
 from __future__ import annotations
 
 import asyncio
-import socket
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from nono_ebpf.audit.record import Record
-from nono_ebpf.authority import host_address
 from nono_ebpf.errors import UpstreamError
-from nono_ebpf.model import Endpoint, FlowOrigin, IPAddress, ResolvedAddress
 from nono_ebpf.policy.decide import Ask, Denial, Permit, Resolve, decide
-from nono_ebpf.policy.rules import Policy
-from nono_ebpf.relay.limits import Limits
-from nono_ebpf.relay.splice import Pipes
+
+if TYPE_CHECKING:
+    import socket
+
+    from nono_ebpf.audit.record import Record
+    from nono_ebpf.model import Endpoint, FlowOrigin, IPAddress, ResolvedAddress
+    from nono_ebpf.policy.rules import Policy
+    from nono_ebpf.relay.limits import Limits
+    from nono_ebpf.relay.splice import Pipes
+
+# `denial_category` of what no rule decided.
+PROTOCOL: Final = "protocol"  # the client broke its protocol
+NO_ORIGIN: Final = "no_origin"  # the kernel has no record of the connection
+INTERNAL: Final = "internal"  # a fault of ours
 
 
 class OriginSource(Protocol):
@@ -50,7 +57,10 @@ class AuditSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The relay's surroundings. `own_listeners`: where explicit proxy clients connect, as the sandbox sees it."""
+    """The relay's surroundings.
+
+    `own_listeners`: where explicit proxy clients connect, as the sandbox sees it.
+    """
 
     policy: Policy
     resolver: Resolver
@@ -64,13 +74,9 @@ class Context:
     async def judge(self, ask: Ask) -> Permit | Denial:
         """`decide()`, with the host's addresses looked up when it asks for them.
 
-        A literal's addresses are always supplied: whether it is one of this host's own only the resolver knows.
-
         Raises:
             UpstreamError: phase "resolve".
         """
-        if host_address(ask.host) is not None:
-            ask = replace(ask, addresses=await self._lookup(ask.host))
         verdict = decide(self.policy, ask)
         if isinstance(verdict, Resolve):
             verdict = decide(self.policy, replace(ask, addresses=await self._lookup(verdict.host)))
@@ -84,3 +90,14 @@ class Context:
                 return await self.resolver.lookup(host)
         except TimeoutError as error:
             raise UpstreamError("resolve", host, f"no answer within {self.limits.resolve_s:g} s") from error
+
+
+def note_verdict(record: Record, verdict: Permit | Denial) -> None:
+    """Write down what was decided, and by which rule."""
+    if verdict.rule is not None:
+        record.rule, record.rule_source = verdict.rule.text, verdict.rule.source
+    if isinstance(verdict, Permit):
+        record.decision = "allow"
+        return
+    record.decision, record.denial_category = "deny", verdict.category.value
+    record.reason, record.remedy = verdict.reason, verdict.remedy

@@ -1,4 +1,7 @@
-"""Every deadline and bound of the relay, in one place. All are ours; where a standard suggests one, it is named."""
+"""Every deadline and bound of the relay, in one place.
+
+All are ours; where a standard suggests one, it is named.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ class Limits:
     """Seconds end in `_s`, sizes in `_bytes`; everything else is a count."""
 
     # Connections.
-    flows: int = 4096  # two sockets each stay well below a raised RLIMIT_NOFILE; the rest waits in the backlog
+    flows: int = 4096  # two sockets each; the rest waits in the backlog
     accepts_per_wakeup: int = 64  # then established flows get their turn
-    accept_backoff_s: float = 0.1  # after EMFILE or ENOBUFS: a flow has to end first, asking sooner only burns CPU
+    accept_backoff_s: float = 0.1  # after EMFILE: a flow has to end first, asking sooner only burns CPU
 
     # Learning what a client wants.
-    sniff_s: float = 10.0  # from a client's first byte to a whole ClientHello or HTTP head; slowloris ends here
+    sniff_s: float = 10.0  # from a client's first byte to a whole ClientHello or HTTP head
     first_bytes_s: float = 10.0  # for a client nobody knows a name for: nothing is dialled before it speaks
     refusal_wait_s: float = 2.0  # for a denied client to show its language; ssh and SMTP clients never do
 
@@ -25,11 +28,11 @@ class Limits:
     stagger_s: float = 0.25  # RFC 8305 §5, "Connection Attempt Delay"
 
     # Moving bytes.
-    idle_s: float = 3600.0  # no byte in either direction: above any sensible keep-alive, and models think for long
-    half_closed_s: float = 600.0  # the same once one side has finished: nearly always the client is simply gone
+    idle_s: float = 3600.0  # no byte in either direction; models think for long
+    half_closed_s: float = 600.0  # the same once one side has finished: mostly it is simply gone
     copy_bytes: int = 262144  # per read of an HTTP body: larger gains nothing, 64 KiB costs a third
     pipe_bytes: int = 1 << 20  # the most an unprivileged process may ask for (fs.pipe-max-size)
-    spare_pipes: int = 16  # kept open for the next burst: at most a quarter of fs.pipe-user-pages-soft
+    spare_pipes: int = 16  # kept for the next burst: a quarter of fs.pipe-user-pages-soft
     splices_per_wakeup: int = 8  # up to 8 MiB, two milliseconds, before another flow gets its turn
 
     # HTTP/1.

@@ -2,8 +2,9 @@
 
 Knows how HTTP/1, TLS and a bare socket express a failure. Must not know how a verdict was reached.
 
-HTTP: a status and a JSON body (RFC 9110 §15), then the end of the connection. TLS: one fatal alert in the clear (RFC 8446 §6.2); our
-certificate for the name would be needed to say more. Anything else: RST, since an orderly end would read as an empty answer.
+HTTP: a status and a JSON body (RFC 9110 §15), then the end of the connection. TLS: one fatal alert in the
+clear (RFC 8446 §6.2); our certificate for the name would be needed to say more. Anything else: RST, since an
+orderly end would read as an empty answer.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import json
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nono_ebpf.errors import ClientProtocolError, UpstreamError
-from nono_ebpf.policy.decide import Denial
-from nono_ebpf.relay.limits import Limits
-from nono_ebpf.relay.stream import Stream
 from nono_ebpf.wire import NEED_MORE
 from nono_ebpf.wire.sniff import Http, Tls, classify
 from nono_ebpf.wire.tls_hello import begins_as_tls
+
+if TYPE_CHECKING:
+    from nono_ebpf.policy.decide import Denial
+    from nono_ebpf.relay.limits import Limits
+    from nono_ebpf.relay.stream import Stream
 
 
 class Alert(IntEnum):
@@ -72,8 +75,9 @@ def denied(denial: Denial) -> Refusal:
 def unreachable(error: UpstreamError) -> Refusal:
     """Permitted, but the far side failed.
 
-    TLS has no alert for that. internal_error is defined as a fault "unrelated to the peer or the correctness of the protocol", so
-    clients report a failure, where access_denied would send people to their certificates.
+    TLS has no alert for that. internal_error is defined as a fault "unrelated to the peer or the correctness
+    of the protocol", so clients report a failure, where access_denied would send people to their
+    certificates.
     """
     timed_out = isinstance(error.__cause__, TimeoutError)
     status = HTTPStatus.GATEWAY_TIMEOUT if timed_out else HTTPStatus.BAD_GATEWAY

@@ -2,12 +2,13 @@
 
 Knows splice(2), pipe(7) and half-close. Must not know what flows or why.
 
-Each direction is a lane: socket → pipe → socket. A lane fills its pipe only when the pipe is empty and flushes it before it
-reads again, so the receiver's pace is the sender's, and EAGAIN on filling can only mean that the socket is empty. A lane
-borrows a pipe while bytes are in it and gives it back at once: a thousand idle flows hold no pipe.
+Each direction is a lane: socket → pipe → socket. A lane fills its pipe only when the pipe is empty and
+flushes it before it reads again, so the receiver's pace is the sender's, and EAGAIN on filling can only mean
+that the socket is empty. A lane borrows a pipe while bytes are in it and gives it back at once: a thousand
+idle flows hold no pipe.
 
-The end of one side is passed on with shutdown(SHUT_WR) once everything before it has been delivered. An error on either side
-makes both closes a RST, because a FIN would let a truncated stream look complete.
+The end of one side is passed on with shutdown(SHUT_WR) once everything before it has been delivered. An error
+on either side makes both closes a RST, because a FIN would let a truncated stream look complete.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import fcntl
 import os
 import socket
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-from nono_ebpf.relay.limits import Limits
 from nono_ebpf.relay.stream import reason_of, reset_on_close
+
+if TYPE_CHECKING:
+    from nono_ebpf.relay.limits import Limits
 
 _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 # A read shorter than this has emptied the socket: asking again would only cost a call and an exception.
@@ -216,7 +219,8 @@ class _Lane:
         try:
             for _ in range(self._rounds):
                 if not self._held:
-                    self._held = os.splice(self._source.fileno(), pipe.write_fd, pipe.size_bytes, flags=_FLAGS)
+                    source = self._source.fileno()
+                    self._held = os.splice(source, pipe.write_fd, pipe.size_bytes, flags=_FLAGS)
                     self._at_eof = not self._held
                 if not self._flush(pipe):
                     break
@@ -226,7 +230,10 @@ class _Lane:
             self._release_pipe()
 
     def _flush(self, pipe: Pipe) -> bool:
-        """Empty the pipe into the sink; False when the source has nothing more for now. BlockingIOError: sink full."""
+        """Empty the pipe into the sink.
+
+        False when the source has nothing more for now. BlockingIOError: sink full.
+        """
         more = self._held >= _SHORT_READ_BYTES
         while self._held:
             moved = os.splice(pipe.read_fd, self._sink.fileno(), self._held, flags=_FLAGS)

@@ -2,20 +2,26 @@
 
 Knows sockets and the event loop. Must not know what the bytes mean.
 
-Contract of a stream: one owner; bytes leave `unread` only by the owner's hand, so nothing is parsed twice or lost;
-`close()` may be called at any time and more than once, and always closes; a deadline that passes raises TimeoutError.
+Contract of a stream: one owner; bytes leave `unread` only by the owner's hand, so nothing is parsed twice or
+lost; `close()` may be called at any time and more than once, and always closes; a deadline that passes raises
+TimeoutError.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from nono_ebpf.errors import NonoError, UpstreamError, UpstreamPhase
+from nono_ebpf.errors import UpstreamError, UpstreamPhase
 
-# socket(7): struct linger { int l_onoff; int l_linger; }. With zero seconds, close(2) sends RST instead of FIN.
+if TYPE_CHECKING:
+    from nono_ebpf.model import Endpoint
+
+# socket(7): struct linger { int l_onoff; int l_linger; }. With zero seconds, close(2) sends RST instead of
+# FIN.
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _HEAD_READ_BYTES: Final = 65536
 
@@ -23,8 +29,8 @@ _HEAD_READ_BYTES: Final = 65536
 def tune(connection: socket.socket) -> None:
     """Prepare a connected socket for relaying.
 
-    Without TCP_NODELAY on both sides, the small last segment of a TLS handshake waits some 40 ms for the peer's delayed ACK.
-    Keep-alive finds peers that vanished without a FIN.
+    Without TCP_NODELAY on both sides, the small last segment of a TLS handshake waits some 40 ms for the
+    peer's delayed ACK. Keep-alive finds peers that vanished without a FIN.
     """
     connection.setblocking(False)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -32,7 +38,7 @@ def tune(connection: socket.socket) -> None:
 
 
 def reset_on_close(connection: socket.socket) -> None:
-    """Make the close that follows visible to the peer as an abort (RST), so that truncation is not taken for the end."""
+    """Make the close that follows an abort (RST), so that the peer does not take truncation for the end."""
     try:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     except OSError:
@@ -41,7 +47,10 @@ def reset_on_close(connection: socket.socket) -> None:
 
 
 async def first_readable(*connections: socket.socket) -> socket.socket:
-    """Wait until one of `connections` has bytes, its end or an error to read; on a tie the earlier argument wins."""
+    """Wait until one of `connections` has bytes, its end or an error to read.
+
+    On a tie the earlier argument wins.
+    """
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
     ready: set[socket.socket] = set()
@@ -62,24 +71,29 @@ async def first_readable(*connections: socket.socket) -> socket.socket:
 
 
 class Stream:
-    """The client's side of a flow. OSErrors pass through: when the client is gone there is nobody to answer."""
+    """The client's side of a flow; takes a connected, tuned socket and owns it.
+
+    OSErrors pass through: when the client is gone there is nobody to answer.
+    """
 
     __slots__ = ("at_eof", "received_bytes", "sent_bytes", "sock", "unread")
 
     def __init__(self, sock: socket.socket) -> None:
-        """Take a connected, tuned socket and own it."""
         self.sock = sock
         self.unread = bytearray()
         self.at_eof = False
         self.sent_bytes = self.received_bytes = 0
 
     async def fill(self, deadline_s: float, size: int = _HEAD_READ_BYTES) -> bool:
-        """Read up to `size` bytes more into `unread`, waiting at most `deadline_s`; False at the end of the stream."""
+        """Read up to `size` bytes more into `unread`, waiting at most `deadline_s`.
+
+        False at the end of the stream.
+        """
         try:
             async with asyncio.timeout(deadline_s):
                 data = await self._read(size)
         except OSError as error:
-            raise self._fault("read", error) from error
+            self._failed("read", error)
         self.unread += data
         self.received_bytes += len(data)
         self.at_eof = not data
@@ -100,7 +114,7 @@ class Stream:
                 async with asyncio.timeout(deadline_s):
                     await asyncio.get_running_loop().sock_sendall(self.sock, bytes(data[sent:]))
         except OSError as error:
-            raise self._fault("write", error) from error
+            self._failed("write", error)
         self.sent_bytes += len(data)
 
     def _send_now(self, data: bytes | bytearray) -> int:
@@ -109,8 +123,8 @@ class Stream:
         except BlockingIOError:
             return 0
 
-    def _fault(self, phase: UpstreamPhase, error: OSError) -> OSError | NonoError:  # noqa: ARG002 - for Upstream
-        return error
+    def _failed(self, phase: UpstreamPhase, error: OSError) -> NoReturn:  # noqa: ARG002 - Upstream's needs it
+        raise error
 
     def take_unread(self) -> bytes:
         """Everything read and not consumed; it is the caller's from now on."""
@@ -119,7 +133,10 @@ class Stream:
         return data
 
     async def linger(self, deadline_s: float, limit_bytes: int) -> None:
-        """Send FIN and read the rest away, so that the last answer arrives: closing with unread bytes sends a RST."""
+        """Send FIN and read the rest away, so that the last answer arrives.
+
+        Closing with unread bytes sends a RST.
+        """
         try:
             self.sock.shutdown(socket.SHUT_WR)
             async with asyncio.timeout(deadline_s):
@@ -140,21 +157,20 @@ class Stream:
 
 
 class Upstream(Stream):
-    """The far side of a flow; its failures are UpstreamErrors that name `target`."""
+    """The far side of a flow, connected to `endpoint`; its failures are UpstreamErrors that name `target`."""
 
-    __slots__ = ("target",)
+    __slots__ = ("endpoint", "target")
 
-    def __init__(self, sock: socket.socket, target: str) -> None:
-        """Take a connected, tuned socket and own it."""
+    def __init__(self, sock: socket.socket, target: str, endpoint: Endpoint) -> None:
         super().__init__(sock)
-        self.target = target
+        self.target, self.endpoint = target, endpoint
 
-    def _fault(self, phase: UpstreamPhase, error: OSError) -> NonoError:
-        return UpstreamError(phase, self.target, reason_of(error))
+    def _failed(self, phase: UpstreamPhase, error: OSError) -> NoReturn:
+        raise UpstreamError(phase, self.target, reason_of(error)) from error
 
 
 def reason_of(error: OSError) -> str:
-    """The kernel's words for `error`, without its number."""
-    if error.strerror:
-        return error.strerror
+    """The kernel's words for `error`. asyncio puts its own into `strerror`, another loop others."""
+    if error.errno:
+        return os.strerror(error.errno)
     return "timed out" if isinstance(error, TimeoutError) else str(error) or type(error).__name__

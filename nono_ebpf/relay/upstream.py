@@ -1,7 +1,7 @@
 """Dials what was permitted, and nothing else.
 
-Knows Happy Eyeballs version 2 (RFC 8305 §4 to §6). Must not know host names: it takes a `Permit`, whose endpoints are the
-very addresses that were judged.
+Knows Happy Eyeballs version 2 (RFC 8305 §4 to §6). Must not know host names: it takes a `Permit`, whose
+endpoints are the very addresses that were judged.
 """
 
 from __future__ import annotations
@@ -9,21 +9,27 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Sequence
+from ipaddress import ip_address
 from itertools import chain, zip_longest
+from typing import TYPE_CHECKING
 
 from nono_ebpf.errors import UpstreamError
 from nono_ebpf.model import Endpoint
-from nono_ebpf.policy.decide import Permit
-from nono_ebpf.relay.limits import Limits
 from nono_ebpf.relay.stream import Upstream, reason_of, tune
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nono_ebpf.policy.decide import Permit
+    from nono_ebpf.relay.limits import Limits
 
 
 async def dial(permit: Permit, limits: Limits) -> Upstream:
     """Connect to the first of the permitted endpoints that answers.
 
     Raises:
-        UpstreamError: phase "connect"; caused by a TimeoutError when the deadline or the network's patience ran out.
+        UpstreamError: phase "connect"; caused by a TimeoutError when the deadline or the network's patience
+        ran out.
     """
     target = f"{permit.host}:{permit.port}"
     if not permit.endpoints:
@@ -31,13 +37,17 @@ async def dial(permit: Permit, limits: Limits) -> Upstream:
     try:
         async with asyncio.timeout(limits.connect_s):
             sock = await _race(interleave(permit.endpoints), limits.stagger_s)
+            address, port = sock.getpeername()[:2]
     except OSError as error:
         raise UpstreamError("connect", target, reason_of(error)) from error
-    return Upstream(sock, target)
+    return Upstream(sock, target, Endpoint(ip_address(address), port))
 
 
 def interleave(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
-    """Alternate address families, beginning with that of the first; order within a family is kept (RFC 8305 §4)."""
+    """Alternate address families, beginning with that of the first.
+
+    Order within a family is kept (RFC 8305 §4).
+    """
     first = [each for each in endpoints if each.address.version == endpoints[0].address.version]
     second = [each for each in endpoints if each.address.version != endpoints[0].address.version]
     return [each for each in chain(*zip_longest(first, second)) if each is not None]

@@ -1,13 +1,15 @@
 """HTTP/1.1 messages, read strictly and written from what was read.
 
-Knows RFC 9112 (syntax and framing) and the parts of RFC 9110 it needs: fields, Host, hop-by-hop fields, Upgrade. Must not know
-policy or sockets.
+Knows RFC 9112 (syntax and framing) and the parts of RFC 9110 it needs: fields, Host, hop-by-hop fields,
+Upgrade. Must not know policy or sockets.
 
-A relay that repairs a message lets two readers disagree about where it ends, which is request smuggling. So whatever has
-more than one reading is refused, and nothing received is passed on as received: heads are written anew from the parsed form,
-chunked bodies are decoded and encoded again, trailers and chunk extensions are dropped.
+A relay that repairs a message lets two readers disagree about where it ends, which is request smuggling. So
+whatever has more than one reading is refused, and nothing received is passed on as received: heads are
+written anew from the parsed form, chunked bodies are decoded and encoded again, trailers and chunk extensions
+are dropped.
 
-Requests raise ClientProtocolError, responses UpstreamError: the two sides are parsed by the same rules and blamed apart.
+Requests raise ClientProtocolError, responses UpstreamError: the two sides are parsed by the same rules and
+blamed apart.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\x7e]+) HTTP
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,18}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
-# RFC 9110 §7.6.1. "Proxy-Authorization" is for us, if for anybody; HTTP2-Settings belongs to the Upgrade we drop.
+# RFC 9110 §7.6.1. "Proxy-Authorization" is for us, if for anybody; HTTP2-Settings belongs to the Upgrade we
+# drop.
 _HOP_BY_HOP: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
      b"proxy-authorization", b"proxy-authenticate", b"http2-settings")
@@ -48,6 +51,7 @@ _HOP_BY_HOP: Final = frozenset(
 _OWNED: Final = frozenset((b"host", b"content-length"))
 # RFC 6455 §1.3
 _WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+SWITCHING_PROTOCOLS: Final = 101
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
@@ -92,9 +96,11 @@ def parse_request_head(data: bytes | bytearray) -> tuple[RequestHead, int] | Nee
     """The head at the front of `data` and its size in bytes.
 
     Raises:
-        ClientProtocolError: malformed or ambiguous (400), too large (431), a method that is never relayed (405).
+        ClientProtocolError: malformed or ambiguous (400), too large (431), a method that is never relayed
+        (405).
     """
-    # RFC 9112 §2.2: a server "SHOULD ignore at least one empty line (CRLF) received prior to the request-line".
+    # RFC 9112 §2.2: a server "SHOULD ignore at least one empty line (CRLF) received prior to the
+    # request-line".
     skip = 2 if data[:2] == b"\r\n" else 0
     block = _head_block(data, skip, _client_fault)
     if block is NEED_MORE:
@@ -110,13 +116,15 @@ def parse_request_head(data: bytes | bytearray) -> tuple[RequestHead, int] | Nee
 
 
 def _check_request(head: RequestHead) -> None:
-    # RFC 9110 §9.3.8: TRACE echoes the request, with every field that was added on the way; TRACK is its old twin.
+    # RFC 9110 §9.3.8: TRACE echoes the request, with every field that was added on the way; TRACK is its old
+    # twin.
     if head.method.upper() in {"TRACE", "TRACK"}:
         raise ClientProtocolError(f"{head.method} is not relayed", status=405)
     hosts = field_values(head.fields, b"host")
     if len(hosts) > 1:
         raise ClientProtocolError("more than one Host field")
-    # RFC 9112 §3.2: "A server MUST respond with a 400 to any HTTP/1.1 request message that lacks a Host header field"
+    # RFC 9112 §3.2: "A server MUST respond with a 400 to any HTTP/1.1 request message that lacks a Host
+    # header field"
     if not hosts and head.version == "1.1":
         raise ClientProtocolError("HTTP/1.1 request without Host")
 
@@ -154,7 +162,10 @@ def _split_head(block: bytes, fault: Fault) -> tuple[bytes, Fields]:
 
 
 def _parse_field(line: bytes, fault: Fault) -> tuple[bytes, bytes]:
-    """One field line. A blank before the colon and a folded line are not tokens, a bare CR, LF or NUL is no value."""
+    """One field line.
+
+    A blank before the colon and a folded line are not tokens, a bare CR, LF or NUL is no value.
+    """
     name, colon, value = line.partition(b":")
     value = value.strip(b" \t")
     if not colon or not _TOKEN.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
@@ -206,15 +217,19 @@ def host_field_authority(head: RequestHead, default_port: int) -> Authority | No
 
 
 def connect_authority(head: RequestHead) -> Authority:
-    """The target of CONNECT, in authority-form: the port is required (RFC 9112 §3.2.3). Raises ClientProtocolError."""
-    # RFC 9110 §9.3.6: CONNECT has no content. Bytes that one reader takes for a body, another takes for the tunnel.
+    """The target of CONNECT, in authority-form.
+
+    The port is required (RFC 9112 §3.2.3). Raises ClientProtocolError.
+    """
+    # RFC 9110 §9.3.6: CONNECT has no content. Bytes that one reader takes for a body, another takes for the
+    # tunnel.
     if not request_body(head).done:
         raise ClientProtocolError("CONNECT with a body")
     return _authority(head.target, None)
 
 
 def split_absolute_form(target: str) -> tuple[str, str, str] | None:
-    """Scheme (lower case), authority and origin-form of an absolute-form target (RFC 9112 §3.2.2), else None."""
+    """Scheme, authority and origin-form of an absolute-form target (RFC 9112 §3.2.2), else None."""
     scheme, separator, rest = target.partition("://")
     if not separator or not scheme.isalpha():
         return None
@@ -229,7 +244,7 @@ def absolute_authority(text: str) -> Authority:
 
 
 def check_origin_form(head: RequestHead, target: str) -> None:
-    """Refuse a target that is neither a path nor the `*` of OPTIONS (RFC 9112 §3.2.1, §3.2.4), or has a fragment."""
+    """Refuse a target with a fragment, or neither a path nor the `*` of OPTIONS (RFC 9112 §3.2.1, §3.2.4)."""
     if "#" in target or not (target.startswith("/") or (target == "*" and head.method == "OPTIONS")):
         raise ClientProtocolError("request target is not a path")
 
@@ -251,13 +266,19 @@ def host_field(authority: Authority) -> bytes:
 
 
 def request_body(head: RequestHead) -> Body:
-    """How the body of a request is delimited (RFC 9112 §6.3). Raises ClientProtocolError for more than one way."""
+    """How the body of a request is delimited (RFC 9112 §6.3).
+
+    Raises ClientProtocolError for more than one way.
+    """
     framing = _framing(head, _client_fault)
     return framing if framing is not None else LengthBody(0, _client_fault)
 
 
 def response_body(head: ResponseHead, method: str, upstream: str) -> Body:
-    """How the body of the response to a `method` request is delimited (RFC 9112 §6.3). Raises UpstreamError."""
+    """How the body of the response to a `method` request is delimited (RFC 9112 §6.3).
+
+    Raises UpstreamError.
+    """
     fault = upstream_fault(upstream)
     framing = _framing(head, fault)
     if method == "HEAD" or head.status < 200 or head.status in {204, 304}:
@@ -282,7 +303,8 @@ def _framing(head: RequestHead | ResponseHead, fault: Fault) -> Body | None:
 
 
 def _content_length(lengths: list[bytes], fault: Fault) -> int:
-    # RFC 9110 §8.6 lets a recipient merge equal duplicates; we refuse, as whoever sends two cannot be trusted with one.
+    # RFC 9110 §8.6 lets a recipient merge equal duplicates; we refuse, as whoever sends two cannot be trusted
+    # with one.
     if len(lengths) > 1 or not _CONTENT_LENGTH.fullmatch(lengths[0]):
         raise fault("bad or repeated Content-Length", 400)
     return int(lengths[0])
@@ -339,7 +361,10 @@ class _Chunk(Enum):
 
 
 class ChunkedBody:
-    """The chunked transfer coding (RFC 9112 §7.1): content out, extensions and trailers checked and dropped."""
+    """The chunked transfer coding (RFC 9112 §7.1).
+
+    Content out, extensions and trailers checked and dropped.
+    """
 
     __slots__ = ("_fault", "_remaining", "_state", "_trailer_bytes")
 
@@ -433,9 +458,10 @@ def _cut(buffer: bytearray, size: int) -> bytes:
 
 
 def request_bytes(head: RequestHead, target: str, authority: Authority, *, websocket: bool) -> bytes:
-    """The head to send upstream: origin-form target, our Host, our framing; `websocket` keeps that one Upgrade.
+    """The head to send upstream: origin-form target, our Host, our framing; `websocket` keeps that Upgrade.
 
-    No Via (RFC 9110 §7.6.3) is added: the client did not choose an intermediary, and servers change their answers for one.
+    No Via (RFC 9110 §7.6.3) is added: the client did not choose an intermediary, and servers change their
+    answers for one.
     """
     line = f"{head.method} {target} HTTP/1.1".encode("ascii")
     fields = [(b"Host", host_field(authority)), *end_to_end(head.fields)]
@@ -445,10 +471,13 @@ def request_bytes(head: RequestHead, target: str, authority: Authority, *, webso
 
 
 def response_bytes(head: ResponseHead, *, close: bool, chunked: bool) -> bytes:
-    """The head to send to the client. `chunked`: the body follows in chunks; `close`: the connection ends with it."""
+    """The head to send to the client.
+
+    `chunked`: the body follows in chunks; `close`: the connection ends with it.
+    """
     line = b"HTTP/1.1 %d %b" % (head.status, head.reason)
     fields = list(end_to_end(head.fields))
-    if head.status == 101:
+    if head.status == SWITCHING_PROTOCOLS:
         fields += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
     elif chunked:
         fields.append((b"Transfer-Encoding", b"chunked"))
@@ -474,7 +503,10 @@ def _write(line: bytes, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 def asks_for_websocket(head: RequestHead) -> bool:
-    """A well-formed opening handshake (RFC 6455 §4.1); any other Upgrade is dropped, which is always allowed."""
+    """A well-formed opening handshake (RFC 6455 §4.1).
+
+    Any other Upgrade is dropped, which is always allowed.
+    """
     return (
         head.method == "GET"
         and head.version == "1.1"
@@ -486,7 +518,7 @@ def asks_for_websocket(head: RequestHead) -> bool:
 
 
 def accepts_websocket(head: ResponseHead, request: RequestHead) -> bool:
-    """The 101 answers this very handshake (RFC 6455 §4.2.2), rather than being somebody's idea of a tunnel."""
+    """The 101 answers this very handshake (RFC 6455 §4.2.2); anything else is somebody's idea of a tunnel."""
     (key,) = field_values(request.fields, b"sec-websocket-key")
     digest = hashlib.sha1(key + _WEBSOCKET_GUID, usedforsecurity=False).digest()
     return (

@@ -1,12 +1,13 @@
 """Which language does a client speak? Told from its first bytes alone.
 
-Knows the openings of TLS and HTTP/1; everything else is opaque and travels unread. Must not know ports or policy:
-TLS on port 22 is TLS.
+Knows the openings of TLS and HTTP/1; everything else is opaque and travels unread. Must not know ports or
+policy: TLS on port 22 is TLS.
 
-HTTP/1 is claimed only for a whole line `method target HTTP/1.x` (RFC 9112 §3), so the text protocols that share its first
-word (Redis `GET key`, memcached `get key`, STOMP `CONNECT`) stay opaque, and so does the HTTP/2 preface.
-Methods are taken without lower-case letters, as every registered one is (RFC 9110 §16.1.1): without that, any client
-that opens with a word and then waits would look like the beginning of a request for ever.
+HTTP/1 is claimed only for a whole line `method target HTTP/1.x` (RFC 9112 §3), so the text protocols that
+share its first word (Redis `GET key`, memcached `get key`, STOMP `CONNECT`) stay opaque, and so does the
+HTTP/2 preface. Methods are taken without lower-case letters, as every registered one is (RFC 9110 §16.1.1):
+without that, any client that opens with a word and then waits would look like the beginning of a request for
+ever.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from nono_ebpf.wire.tls_hello import NOT_TLS, ClientHello, parse_client_hello
 # Ours: twice what common servers accept for a request line (8 KiB).
 MAX_FIRST_LINE_BYTES: Final = 16384
 
-# A request line cut off anywhere before its LF. Spacing is taken loosely on purpose: a line that a lenient server would
-# read as a request must reach the strict parser and be refused there, not pass as opaque.
+# A request line cut off anywhere before its LF. Spacing is taken loosely on purpose: a line that a lenient
+# server would read as a request must reach the strict parser and be refused there, not pass as opaque.
 _LINE_PREFIX = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Z]+(?:[ \t][\t\x20-\x7e\x80-\xff]*)?\r?")
 _VERSION = re.compile(rb"HTTP/1\.[0-9]")
 
@@ -52,7 +53,8 @@ def classify(buffer: bytes | bytearray) -> Sniffed | NeedMore:
     """Tell the language of a client by everything it has sent so far.
 
     Raises:
-        ClientProtocolError: it began as TLS and is malformed, or as HTTP with a request line that is too long (414).
+        ClientProtocolError: it began as TLS and is malformed, or as HTTP with a request line that is too long
+        (414).
     """
     if not buffer:
         return NEED_MORE

@@ -1,11 +1,11 @@
 """The first message of a TLS client, as far as routing needs it.
 
-Knows the record layer (RFC 8446 §5.1), the ClientHello (§4.1.2) and its server_name (RFC 6066 §3) and ALPN (RFC 7301 §3.1)
-extensions. Must not know policy, and nothing here decrypts or answers.
+Knows the record layer (RFC 8446 §5.1), the ClientHello (§4.1.2) and its server_name (RFC 6066 §3) and ALPN
+(RFC 7301 §3.1) extensions. Must not know policy, and nothing here decrypts or answers.
 
 A hello may be spread over many records and any number of TCP segments; its meaning is that of the reassembled
-message. What has begun as TLS and is not well formed is an error, never "something else": a server that parses more
-loosely than we do would otherwise see a name that we did not.
+message. What has begun as TLS and is not well formed is an error, never "something else": a server that
+parses more loosely than we do would otherwise see a name that we did not.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ _EXT_ALPN: Final = 16
 _EXT_ENCRYPTED_CLIENT_HELLO: Final = 0xFE0D
 _NAME_TYPE_HOST_NAME: Final = 0
 
-# Ours. A hello with post-quantum shares and a resumption ticket stays under 4 KiB in one or two records; 64 KiB
-# and 128 records leave room for deliberate fragmentation and bound what one flow can make us read again and again.
+# Ours. A hello with post-quantum shares and a resumption ticket stays under 4 KiB in one or two records; 64
+# KiB and 128 records leave room for deliberate fragmentation and bound what one flow can make us read again
+# and again.
 MAX_HELLO_BYTES: Final = 65536
 MAX_HELLO_RECORDS: Final = 128
 
@@ -53,9 +54,9 @@ NOT_TLS: Final = Verdict.NOT_TLS
 class ClientHello:
     """What a ClientHello says in the clear.
 
-    `sni`: canonical host, None when the client sent no server_name. `alpn`: the offers in order, GREASE included.
-    `ech`: an encrypted_client_hello extension is present; browsers send a meaningless one by default (GREASE), so it is no
-    evidence of a second, hidden name, and `sni` is then the outer one.
+    `sni`: canonical host, None when the client sent no server_name. `alpn`: the offers in order, GREASE
+    included. `ech`: an encrypted_client_hello extension is present; browsers send a meaningless one by
+    default (GREASE), so it is no evidence of a second, hidden name, and `sni` is then the outer one.
     """
 
     sni: str | None
@@ -108,7 +109,10 @@ def _reassemble(data: bytes | bytearray) -> bytes | NeedMore:
 
 
 def _check_record_header(header: bytes | bytearray) -> None:
-    """Refuse what cannot become the header of a handshake record; an incomplete header is judged as far as it goes."""
+    """Refuse what cannot become the header of a handshake record.
+
+    An incomplete header is judged as far as it goes.
+    """
     _refuse_if(len(header) > 0 and header[0] != _CONTENT_HANDSHAKE, "a record that is not handshake")
     _refuse_if(len(header) > 1 and header[1] != _VERSION_MAJOR, "a record of an unknown protocol version")
     if len(header) == _RECORD_HEADER_BYTES:
@@ -119,7 +123,7 @@ def _check_record_header(header: bytes | bytearray) -> None:
 
 def _message_bytes(message: bytearray) -> int | None:
     """Size of the whole handshake message with its header, None while the header is incomplete."""
-    _refuse_if(len(message) > 0 and message[0] != _CLIENT_HELLO, "a handshake message that is not ClientHello")
+    _refuse_if(len(message) > 0 and message[0] != _CLIENT_HELLO, "another handshake message")
     if len(message) < _HANDSHAKE_HEADER_BYTES:
         return None
     size = _HANDSHAKE_HEADER_BYTES + int.from_bytes(message[1:4], "big")
@@ -150,14 +154,18 @@ def _parse_extensions(block: bytes) -> dict[int, bytes]:
     reader = _Reader(block)
     while reader.left:
         kind = reader.number(2)
-        # RFC 8446 §4.2: "There MUST NOT be more than one extension of the same type in a given extension block."
+        # RFC 8446 §4.2: "There MUST NOT be more than one extension of the same type in a given extension
+        # block."
         _refuse_if(kind in extensions, f"extension {kind} twice")
         extensions[kind] = reader.vector(2)
     return extensions
 
 
 def _parse_server_name(body: bytes | None) -> str | None:
-    """The one host_name of the extension. RFC 6066 §3: no two names of one type; no other type was ever defined."""
+    """The one host_name of the extension.
+
+    RFC 6066 §3: no two names of one type; no other type was ever defined.
+    """
     if body is None:
         return None
     outer = _Reader(body)
@@ -190,7 +198,10 @@ def _parse_alpn(body: bytes | None) -> tuple[bytes, ...]:
 
 
 class _Reader:
-    """Takes numbers and length-prefixed vectors off the front of a block; running out is the client's error."""
+    """Takes numbers and length-prefixed vectors off the front of a block.
+
+    Running out is the client's error.
+    """
 
     __slots__ = ("_block", "_position")
 

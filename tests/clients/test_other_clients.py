@@ -1,3 +1,8 @@
+"""git over HTTPS, and protocols the relay does not know: PostgreSQL, Redis, a server that speaks first.
+
+Each is run with the proxy variables and with an empty environment, and is denied another name of the world,
+where every service listens on every address.
+"""
 
 from __future__ import annotations
 

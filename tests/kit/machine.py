@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit import zone
@@ -21,8 +20,8 @@ from kit.namespaces import enter_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 TIMEOUT_S = 60
@@ -108,7 +107,7 @@ class Machine:
         return _finish(self._popen(command, env), timeout_s)
 
     def start(self, options: Sequence[str], command: Sequence[str], *, log: Path) -> subprocess.Popen[str]:
-        """Start `nono-ebpf run`, for the tests that meet it while it runs. The caller ends and closes it."""
+        """Start `nono-ebpf run --user nobody`. The caller ends the process and closes it."""
         return self._popen([*_program(), *options, "--audit-log", str(log), "--", *command], None)
 
     def run(
@@ -148,7 +147,7 @@ class Machine:
     def _popen(self, command: Sequence[str], env: Mapping[str, str] | None) -> subprocess.Popen[str]:
         return subprocess.Popen(
             self.enter(command),
-            cwd=REPOSITORY,
+            cwd=self.home,
             env=self.environment(env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -160,7 +159,7 @@ class Machine:
 
 
 def _program() -> list[str]:
-    return [sys.executable, "-m", "nono_ebpf", "run"]
+    return [sys.executable, "-m", "nono_ebpf", "run", "--user", "nobody"]
 
 
 def _assignments(variables: Mapping[str, str]) -> list[str]:

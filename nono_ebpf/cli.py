@@ -1,0 +1,144 @@
+"""The command line: parses, checks, hands over. Messages go to stderr; stdout belongs to the sandboxed command.
+
+Exit status: the command's own; 2 for a mistake in what was asked, 125 for a failure of ours, 126 and 127 as in a shell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from nono_ebpf import __version__
+from nono_ebpf.errors import ConfigError, InvalidAuthority, KernelError, LoadError, NonoError, NotSupported
+
+USAGE_ERROR, OUR_FAULT = 2, 125
+
+_DESCRIPTION = """\
+A network sandbox for untrusted programs. Every TCP connection of the command, whatever client makes it and
+whatever proxy settings it heeds, is taken by the kernel to a proxy that lets through what the rules name.
+"""
+_RUN_DESCRIPTION = """\
+Run CMD in a network sandbox: a cgroup whose connections eBPF hooks redirect, in a network namespace that holds
+nothing but loopback. Nothing is reachable but what a rule allows; without a rule, nothing is.
+"""
+_RULES = """\
+rules:
+  A host is NAME, *.NAME (any depth below it, not itself), an address, or * for every host. Without a port it means
+  ports 80 and 443; HOST:PORT means that port alone. A denial wins over what allows. Cloud metadata services and
+  link-local addresses are denied whatever a rule says, this host's own addresses unless a rule lists the port.
+  @NAME stands for a group of hosts: @python @npm @github @anthropic @openai ... (see `nono-ebpf presets`).
+
+files:
+  The file system is not confined: the command reads and writes what its account may. Sockets of the host's
+  daemons (docker, D-Bus, ssh-agent, tmux ...) are hidden, except those named with --allow-socket.
+
+exit status:
+  CMD's own; 2 a mistake in what was asked; 125 a failure of nono-ebpf; 126, 127 CMD cannot be run or found.
+
+examples:
+  nono-ebpf run --allow-domain @python -- pip download six
+  nono-ebpf run --allow-domain api.example.com --audit-log agent.ndjson -- my-agent
+  nono-ebpf run --allow-domain db.internal:5432 --resolve db.internal:10.0.0.7 -- psql -h db.internal
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line on a mistake, not the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(prog="nono-ebpf", description=_DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"nono-ebpf {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_run(commands)
+    doctor = commands.add_parser("doctor", help="try what a sandbox needs of this machine and say what is missing")
+    doctor.add_argument("--json", action="store_true", help="for machines")
+    commands.add_parser("demo", help="see it work: test hosts, real clients, what was let through and what was not")
+    presets = commands.add_parser("presets", help="list the groups of hosts that @NAME stands for")
+    presets.add_argument("--json", action="store_true", help="for machines")
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
+    run = commands.add_parser(
+        "run",
+        help="run a command in a sandbox",
+        description=_RUN_DESCRIPTION,
+        epilog=_RULES,
+        usage="nono-ebpf run [OPTION]... -- CMD [ARG]...",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    rules = run.add_argument_group("what it may reach")
+    rules.add_argument("--profile", "-p", metavar="FILE", help="a nono profile (JSON): its network rules")
+    rules.add_argument("--allow-domain", metavar="HOST[:PORT]", action="append", default=[], help="may be repeated")
+    rules.add_argument("--deny-domain", metavar="HOST[:PORT]", action="append", default=[], help="may be repeated")
+    rules.add_argument(
+        "--resolve",
+        metavar="NAME:ADDRESS",
+        action="append",
+        default=[],
+        help="NAME has this address, whatever DNS says (split DNS, a service on this host); may be repeated",
+    )
+    rules.add_argument(
+        "--upstream-ca", metavar="FILE", help="certificates (PEM) that the command trusts besides the system's"
+    )
+    surroundings = run.add_argument_group("its surroundings")
+    surroundings.add_argument("--user", metavar="NAME", help="account to run as (default: who called sudo); not root")
+    surroundings.add_argument(
+        "--allow-socket", metavar="PATH", action="append", default=[], help="leave this unix socket of the host in sight"
+    )
+    surroundings.add_argument(
+        "--no-proxy-env", action="store_true", help="do not set HTTP_PROXY and its like; every rule holds either way"
+    )
+    output = run.add_argument_group("what it tells")
+    output.add_argument("--audit-log", metavar="FILE", help="append one JSON object per decision, as it is made")
+    output.add_argument("--verbose", "-v", action="store_true", help="a line per decision on stderr")
+    output.add_argument("--dry-run", action="store_true", help="check everything and say what would be done")
+    run.add_argument("--from-sudo", help=argparse.SUPPRESS)
+    run.add_argument("argv", metavar="CMD", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The `nono-ebpf` command; its exit status."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return _dispatch(options, list(sys.argv[1:] if arguments is None else arguments))
+    except (ConfigError, InvalidAuthority, NotSupported) as error:
+        return _fail(error, USAGE_ERROR)
+    except LoadError as error:
+        return _fail(error, OUR_FAULT, "run `nono-ebpf doctor` for the details")
+    except (NonoError, OSError) as error:
+        hint = "run it as root" if isinstance(error, KernelError) and error.errno == 1 else ""
+        return _fail(error, OUR_FAULT, hint)
+
+
+def _fail(error: Exception, status: int, hint: str = "") -> int:
+    text = " ".join(f"{error}{'; ' if hint else ''}{hint}".split())
+    sys.stderr.write(f"nono-ebpf: {text}\n")
+    return status
+
+
+def _dispatch(options: argparse.Namespace, arguments: list[str]) -> int:
+    match options.command:
+        case "run":
+            from nono_ebpf import prepare
+
+            return prepare.run(options, arguments)
+        case "doctor":
+            from nono_ebpf import doctor
+
+            return doctor.main(as_json=options.json)
+        case "demo":
+            from nono_ebpf.demo import main as demo
+
+            return demo()
+        case _:
+            from nono_ebpf.config import load
+
+            return load.show_presets(as_json=options.json)

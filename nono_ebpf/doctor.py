@@ -1,0 +1,72 @@
+"""`nono-ebpf doctor`: what is enforced here, what is missing, what to install."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+
+from nono_ebpf.kernel.probe import Finding, State, findings
+
+_TRIAL_TIMEOUT_S = 60
+_COLOURS = {State.YES: "green", State.NO: "red", State.UNKNOWN: "yellow"}
+
+
+def main(*, as_json: bool) -> int:
+    """0 when a sandbox works on this machine, 1 when not."""
+    console = Console()
+    with Console(stderr=True).status("trying …"):
+        found = [*findings(), _sandbox(), _sudo()]
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(finding) for finding in found], indent=2) + "\n")
+    elif console.is_terminal:
+        console.print(_table(found))
+    else:
+        sys.stdout.write("".join(_line(finding) + "\n" for finding in found))
+    return 0 if all(finding.state is State.YES for finding in found if finding.name != "sudo") else 1
+
+
+def _sandbox() -> Finding:
+    """The whole of it: a command that does nothing, in a sandbox."""
+    enforces = "the command runs confined"
+    command = [sys.executable, "-I", "-m", "nono_ebpf", "run", "--user", "65534", "--", "true"]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TRIAL_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("a sandbox", State.NO, f"no end after {_TRIAL_TIMEOUT_S} s", enforces, "see the rows above")
+    if done.returncode == 0:
+        return Finding("a sandbox", State.YES, "ran `true`", enforces)
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return Finding("a sandbox", State.NO, last, enforces, "see the rows above")
+
+
+def _sudo() -> Finding:
+    enforces = "ordinary users can start sandboxes"
+    path = shutil.which("sudo")
+    if path is None:
+        return Finding("sudo", State.NO, "not found", enforces, "apt install sudo, or run nono-ebpf as root")
+    return Finding("sudo", State.YES, path, enforces)
+
+
+def _line(finding: Finding) -> str:
+    text = f"{finding.name}: {finding.state}: {finding.detail}"
+    return f"{text}; {finding.remedy}" if finding.remedy else text
+
+
+def _table(found: Sequence[Finding]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "here", "found", "for"):
+        table.add_column(heading)
+    for finding in found:
+        state = f"[{_COLOURS[finding.state]}]{finding.state}[/]"
+        detail = finding.detail + (f"\n[bold]→ {finding.remedy}[/]" if finding.remedy else "")
+        table.add_row(finding.name, state, detail, finding.enforces)
+    return table

@@ -1,0 +1,231 @@
+"""The decision: may this flow go where it wants to go?
+
+`decide()` is pure and the only maker of a `Permit`. Names are judged before anything is resolved, addresses
+after; whoever asked resolves in between and asks again. Hosts arrive in the form of `nono_ebpf.authority` and
+are not checked again. Must not know sockets, DNS or how a refusal is answered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv6Address
+from typing import TYPE_CHECKING
+
+from nono_ebpf.authority import host_address, join_host_port
+from nono_ebpf.model import Endpoint, Identity, ResolvedAddress
+from nono_ebpf.policy.address import ALWAYS_DENIED_NAMES, always_denied, embedded_ipv4
+from nono_ebpf.policy.rules import WEB_PORTS, Policy, Rule
+
+if TYPE_CHECKING:
+    from nono_ebpf.model import IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A question. `host` is what will be dialled; `also` is every other host that the same flow claims.
+
+    `port` None: a name is about to be looked up, for whatever port. `addresses` None: not resolved yet.
+    """
+
+    host: str
+    port: int | None
+    identity: Identity
+    also: tuple[str, ...] = ()
+    addresses: tuple[ResolvedAddress, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """The flow may go to these endpoints and nowhere else, in this order; port 0 when none was asked for."""
+
+    host: str
+    port: int | None
+    endpoints: tuple[Endpoint, ...]
+    rule: Rule
+
+
+class DenialCategory(StrEnum):
+    """Kinds of denial, in nono's audit vocabulary."""
+
+    HOST_DENIED = "host_denied"
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """The flow may not go on. `host` is the name or address that was refused, `reason` a clause for a person.
+
+    `rule` is the deny rule, if one decided. `remedy` is the option that would permit it; None: nothing would,
+    or only the removal of a rule.
+    """
+
+    category: DenialCategory
+    host: str
+    port: int | None
+    reason: str
+    rule: Rule | None
+    remedy: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """The rules allow it so far: look up every address of `host` and ask again.
+
+    `host` may be a literal: then the question is whether the address is this machine's own.
+    """
+
+    host: str
+
+
+def decide(policy: Policy, ask: Ask) -> Permit | Denial | Resolve:
+    """Judge `ask`. Every host it names is judged before any address is."""
+    names = (ask.host, *ask.also)
+    for name in names:
+        if why := _never_reachable(name):
+            return _denied(ask, name, f"it is {why}")
+    for name in names:
+        if rule := _denying(policy, name, ask.port):
+            return _denied_by(ask, name, rule)
+    allowing = [_allowing(policy, name, ask.port) for name in names]
+    for name, allowed in zip(names, allowing, strict=True):
+        if allowed is None:
+            return _not_allowed(policy, ask, name)
+    # The first is the rule for ask.host, and none of them is None any more.
+    rule = next(filter(None, allowing))
+    addresses = ask.addresses if ask.addresses is not None else _literal(ask.host, rule)
+    if addresses is None:
+        return Resolve("localhost" if _is_localhost(ask.host) else ask.host)
+    return _judge_addresses(policy, ask, rule, addresses)
+
+
+def _judge_addresses(
+    policy: Policy, ask: Ask, rule: Rule, addresses: tuple[ResolvedAddress, ...]
+) -> Permit | Denial:
+    if not addresses:
+        return _denied(ask, ask.host, "it has no address")
+    for each in addresses:
+        if denial := _judge_address(policy, ask, rule, each):
+            return denial
+    port = ask.port or 0
+    return Permit(ask.host, ask.port, tuple([Endpoint(each.address, port) for each in addresses]), rule)
+
+
+def _judge_address(policy: Policy, ask: Ask, rule: Rule, resolved: ResolvedAddress) -> Denial | None:
+    address = resolved.address
+    if why := always_denied(address):
+        return _denied(ask, ask.host, f"its address {address} is {why}")
+    if policy.deny.lists_addresses and (deny := _denying_address(policy, address, ask.port)):
+        return _denied_by(ask, ask.host, deny, f"its address {address}")
+    if not (resolved.own or address.is_loopback):
+        return None
+    if not _names_own(ask.host, resolved):
+        return _denied(ask, ask.host, f"its address {address} is this machine's own, and only DNS says so")
+    if not rule.names_port:
+        reason = f"{address} is this machine's own, and only a rule with a port allows that"
+        return _denied(ask, ask.host, reason, f"--allow-domain {_with_port(ask.host, ask.port)}")
+    return None
+
+
+def _names_own(host: str, resolved: ResolvedAddress) -> bool:
+    """Whether `host` may stand for an address of this machine: rebinding is when any name can."""
+    if resolved.pinned or host_address(host) == resolved.address:
+        return True
+    return resolved.address.is_loopback and _is_localhost(host)
+
+
+def _never_reachable(name: str) -> str | None:
+    if name in ALWAYS_DENIED_NAMES:
+        return "a cloud metadata service"
+    literal = host_address(name)
+    return always_denied(literal) if literal else None
+
+
+def _denying(policy: Policy, name: str, port: int | None) -> Rule | None:
+    """The deny rule for `name`. A lookup is denied when no allowed port is left to use its answer for."""
+    if port is not None:
+        return policy.deny.match(name, port)
+    if rule := policy.deny.match_every_port(name):
+        return rule
+    if _open_rules(policy, name):
+        return None
+    return policy.deny.match(name, None) if policy.allow.match(name, None) else None
+
+
+def _denying_address(policy: Policy, address: IPAddress, port: int | None) -> Rule | None:
+    spellings = (address, *embedded_ipv4(address)) if isinstance(address, IPv6Address) else (address,)
+    for each in spellings:
+        host = str(each)
+        rule = policy.deny.match_every_port(host) if port is None else policy.deny.match(host, port)
+        if rule:
+            return rule
+    return None
+
+
+def _allowing(policy: Policy, name: str, port: int | None) -> Rule | None:
+    if port is not None:
+        return policy.allow.match(name, port)
+    # Which port will follow is not known: prefer the rule that may reach this machine's own addresses.
+    return max(_open_rules(policy, name), key=lambda rule: rule.names_port, default=None)
+
+
+def _open_rules(policy: Policy, name: str) -> list[Rule]:
+    """The allow rules for `name` that have a port which no deny rule takes away, most specific first."""
+    return [
+        rule
+        for rule in policy.allow.matching(name)
+        if rule.ports is None or any(policy.deny.match(name, port) is None for port in rule.ports)
+    ]
+
+
+def _literal(host: str, rule: Rule) -> tuple[ResolvedAddress, ...] | None:
+    """The address that `host` is, unless it has to be known first whether it is this machine's own.
+
+    With a written port that makes no difference, because a literal names its own address.
+    """
+    address = host_address(host)
+    if address is None or not (rule.names_port or address.is_loopback):
+        return None
+    return (ResolvedAddress(address, own=address.is_loopback, pinned=True),)
+
+
+def _is_localhost(host: str) -> bool:
+    """RFC 6761 §6.3: these names are loopback and no matter of DNS."""
+    return host == "localhost" or host.endswith(".localhost")
+
+
+def _not_allowed(policy: Policy, ask: Ask, name: str) -> Denial:
+    listed = {port for rule in policy.allow.matching(name) for port in rule.ports or ()}
+    if listed:
+        reason = f"no rule allows port {ask.port} of it, only {', '.join(map(str, sorted(listed)))}"
+    elif ask.identity is Identity.ADDRESS and name == ask.host:
+        reason = "no rule allows this address, and nothing names a host for it"
+    else:
+        reason = "no rule allows it"
+    return _denied(ask, name, reason, f"--allow-domain {_spelled(name, ask.port)}")
+
+
+def _denied_by(ask: Ask, name: str, rule: Rule, what: str = "it") -> Denial:
+    reason = _in_context(ask, name, f"the deny rule {rule.text} ({rule.source}) matches {what}")
+    return Denial(DenialCategory.HOST_DENIED, name, ask.port, reason, rule, None)
+
+
+def _denied(ask: Ask, name: str, reason: str, remedy: str | None = None) -> Denial:
+    text = _in_context(ask, name, reason)
+    return Denial(DenialCategory.HOST_DENIED, name, ask.port, text, None, remedy)
+
+
+def _in_context(ask: Ask, name: str, reason: str) -> str:
+    return reason if name == ask.host else f"{reason}, and a connection to {ask.host} names it too"
+
+
+def _with_port(name: str, port: int | None) -> str:
+    return f"{name}:PORT" if port is None else join_host_port(name, port)
+
+
+def _spelled(name: str, port: int | None) -> str:
+    """The shortest rule that allows `name` on `port`."""
+    address = host_address(name)
+    own = address.is_loopback if address else _is_localhost(name)
+    if own or not (port is None or port in WEB_PORTS):
+        return _with_port(name, port)
+    return f"[{name}]" if ":" in name else name

@@ -1,0 +1,161 @@
+"""Host rules: how they are written, and how the one for a host and port is found.
+
+A rule is `host`, `host:port`, `*.domain[:port]` (any depth below the domain, not the domain itself) or
+`*[:port]`. A bare host means ports 80 and 443 where it allows, and every port where it denies. Hosts are in
+the form of `nono_ebpf.authority`; wildcards never match inside a label. Must not know I/O or what is asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nono_ebpf.authority import canonical_host, host_address, split_port
+from nono_ebpf.errors import ConfigError, InvalidAuthority
+from nono_ebpf.policy.address import ALWAYS_DENIED_NAMES, always_denied
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+WEB_PORTS = frozenset({80, 443})
+_EXPECTED = "write host, host:port, *.domain or [IPv6]:port"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule. `pattern` is a canonical host, `*.` and a canonical name, or `*`.
+
+    `ports` None is every port. `text` is what the operator wrote, `source` where.
+    """
+
+    pattern: str
+    ports: frozenset[int] | None
+    text: str
+    source: str
+
+    @property
+    def names_port(self) -> bool:
+        """Whether the operator wrote the port, rather than leaving it to the default."""
+        return self.ports is not None and self.ports != WEB_PORTS
+
+    @property
+    def lists_address(self) -> bool:
+        """Whether `pattern` is an address."""
+        return "*" not in self.pattern and host_address(self.pattern) is not None
+
+
+def parse_allow_rule(text: str, source: str) -> Rule:
+    """Allow `text` on its port, or on 80 and 443. Raises ConfigError, whose `where` is `source`."""
+    pattern, port = _parse(text, source)
+    return Rule(pattern, WEB_PORTS if port is None else frozenset({port}), text, source)
+
+
+def parse_deny_rule(text: str, source: str) -> Rule:
+    """Deny `text` on its port, or on every port. Raises ConfigError, whose `where` is `source`."""
+    pattern, port = _parse(text, source)
+    return Rule(pattern, None if port is None else frozenset({port}), text, source)
+
+
+# The rules of one pattern by port, None being the rule for every port.
+_Ports = dict[int | None, Rule]
+
+
+class HostRules:
+    """Rules indexed by host. A lookup costs one dictionary access per label, however many rules there are."""
+
+    __slots__ = ("_below", "_everywhere", "_exact", "lists_addresses", "rules")
+
+    def __init__(self, rules: Iterable[Rule] = ()) -> None:
+        self.rules = tuple(rules)
+        self._exact: dict[str, _Ports] = {}
+        self._below: dict[str, _Ports] = {}
+        self._everywhere: _Ports = {}
+        self.lists_addresses = any(rule.lists_address for rule in self.rules)
+        # Where a port is both written and a default, the rule that writes it answers: it permits more.
+        for rule in sorted(self.rules, key=lambda rule: not rule.names_port):
+            ports = self._ports_of(rule.pattern)
+            for port in (None,) if rule.ports is None else sorted(rule.ports):
+                ports.setdefault(port, rule)
+
+    def match(self, host: str, port: int | None) -> Rule | None:
+        """The most specific rule for the canonical `host` on `port`; for port None, one for any port."""
+        if port is None:
+            return next(self.matching(host), None)
+        for ports in self._tables(host):
+            if found := ports.get(port) or ports.get(None):
+                return found
+        return None
+
+    def match_every_port(self, host: str) -> Rule | None:
+        """The most specific rule that holds for the canonical `host` on every port."""
+        return next((ports[None] for ports in self._tables(host) if None in ports), None)
+
+    def matching(self, host: str) -> Iterator[Rule]:
+        """Every rule for the canonical `host`, the most specific first."""
+        for ports in self._tables(host):
+            yield from dict.fromkeys(ports.values())
+
+    def _ports_of(self, pattern: str) -> _Ports:
+        if pattern == "*":
+            return self._everywhere
+        if pattern.startswith("*."):
+            return self._below.setdefault(pattern[2:], {})
+        return self._exact.setdefault(pattern, {})
+
+    def _tables(self, host: str) -> Iterator[_Ports]:
+        if found := self._exact.get(host):
+            yield found
+        if self._below:
+            # No wildcard ends in digits, so none matches a part of an IPv4 address.
+            cut = host.find(".")
+            while cut >= 0:
+                if found := self._below.get(host[cut + 1 :]):
+                    yield found
+                cut = host.find(".", cut + 1)
+        if self._everywhere:
+            yield self._everywhere
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a sandbox may reach. An empty allow list allows nothing."""
+
+    allow: HostRules
+    deny: HostRules
+
+    def warnings(self) -> list[str]:
+        """What the operator should know about rules that allow very much, or nothing; one line each."""
+        return [f"{rule.source}: {text}" for rule in self.allow.rules if (text := _warning(rule))]
+
+
+def _parse(text: str, source: str) -> tuple[str, int | None]:
+    try:
+        host, port = split_port(text)
+        return _pattern(host), port
+    except InvalidAuthority as error:
+        raise ConfigError(source, f"{text!a} is not a host rule: {error.problem}", hint=_EXPECTED) from error
+
+
+def _pattern(host: str) -> str:
+    if host == "*":
+        return host
+    if not host.startswith("*."):
+        return canonical_host(host)
+    domain = canonical_host(host[2:])
+    if host_address(domain):
+        raise InvalidAuthority(host, "an address has no names below it")
+    return f"*.{domain}"
+
+
+def _warning(rule: Rule) -> str | None:
+    if rule.pattern == "*":
+        return f"{rule.text} allows every host"
+    domain = rule.pattern.removeprefix("*.")
+    if rule.pattern != domain:
+        return None if "." in domain else f"{rule.text} allows every host below .{domain}"
+    address = host_address(domain)
+    if domain in ALWAYS_DENIED_NAMES or (address and always_denied(address)):
+        return f"{rule.text} has no effect: it is always denied"
+    if not rule.names_port and (domain == "localhost" or (address and address.is_loopback)):
+        return f"{rule.text} has no effect: this machine's own addresses need a port, as in {rule.text}:8080"
+    return None

@@ -1,0 +1,197 @@
+"""From options to a `Request`: everything that can be wrong with a `run` is found here, before anything is started."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+
+from nono_ebpf import run as supervisor
+from nono_ebpf.authority import canonical_host
+from nono_ebpf.config import load
+from nono_ebpf.errors import ConfigError, InvalidAuthority
+from nono_ebpf.kernel import cgroup, loader
+from nono_ebpf.policy.rules import Policy
+from nono_ebpf.sandbox import sudo, view
+from nono_ebpf.sandbox.init import Command
+from nono_ebpf.sandbox.user import User, find_user
+
+_SUDO_VARIABLES = ("SUDO_COMMAND", "SUDO_USER", "SUDO_UID", "SUDO_GID", "SUDO_HOME")
+
+
+def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """`nono-ebpf run`. Raises what `cli` turns into a line and an exit status."""
+    argv = _command(options.argv)
+    if os.geteuid() != 0:
+        sudo.start_again(arguments)
+    user = find_user(options.user)
+    policy = _policy(options, user)
+    request = supervisor.Request(
+        command=Command(argv, *_surroundings(options, user)),
+        view=_view(options, user),
+        policy=load.dump_policy(policy),
+        pinned=parse_pinned(options.resolve),
+        audit_fd=None,
+        verbose=options.verbose,
+        proxy_env=not options.no_proxy_env,
+    )
+    _check_machine()
+    for warning in policy.warnings():
+        supervisor.say(f"warning: {warning}")
+    if options.dry_run:
+        return _show(request, policy)
+    if options.audit_log is not None:
+        request = request.with_audit(open_audit_log(options.audit_log, user, ordinary=_is_ordinary(options)))
+    return supervisor.run(request)
+
+
+def _command(argv: Sequence[str]) -> tuple[str, ...]:
+    given = tuple(argv[1:] if argv[:1] == ["--"] else argv)
+    if not given or not given[0]:
+        raise ConfigError("run", "no command was given", hint="nono-ebpf run [OPTION]... -- CMD [ARG]...")
+    return given
+
+
+def _check_machine() -> None:
+    cgroup.hierarchy()
+    if not loader.bcc_is_installed():
+        raise ConfigError(
+            "bcc",
+            "the distribution's Python module for eBPF is missing (PyPI's `bcc` is something else)",
+            hint="install python3-bpfcc, or run `make setup`",
+        )
+
+
+def _is_ordinary(options: argparse.Namespace) -> bool:
+    """Whether an ordinary user typed the command, so that files are to be opened with that user's rights."""
+    return options.from_sudo is not None
+
+
+@contextmanager
+def _rights_of(user: User, *, wanted: bool) -> Iterator[None]:
+    """The file system is asked as `user`: sudo's rights are for the sandbox, not for reading other people's files."""
+    if not wanted:
+        yield
+        return
+    groups = os.getgroups()
+    os.setgroups(user.groups)
+    os.setegid(user.gid)
+    os.seteuid(user.uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+def _read(option: str, path: str, user: User, options: argparse.Namespace) -> bytes:
+    try:
+        with _rights_of(user, wanted=_is_ordinary(options)):
+            return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(option, f"{path}: {error.strerror}") from error
+
+
+def _policy(options: argparse.Namespace, user: User) -> Policy:
+    profile = None
+    if options.profile is not None:
+        profile = load.load_profile(_read("--profile", options.profile, user, options), options.profile)
+    return load.build_policy(profile, options.profile, options.allow_domain, options.deny_domain)
+
+
+def parse_pinned(entries: Sequence[str]) -> Mapping[str, list[str]]:
+    """`--resolve NAME:ADDRESS`, several addresses for one name in the order given.
+
+    Raises:
+        ConfigError: for what is neither.
+    """
+    pinned: dict[str, list[str]] = {}
+    for entry in entries:
+        name, _, address = entry.partition(":")
+        try:
+            host, parsed = canonical_host(name), ip_address(address.removeprefix("[").removesuffix("]"))
+        except (InvalidAuthority, ValueError) as error:
+            raise ConfigError("--resolve", f"{entry!r} is not NAME:ADDRESS", hint=str(error)) from error
+        pinned.setdefault(host, []).append(str(parsed))
+    return pinned
+
+
+def _surroundings(options: argparse.Namespace, user: User) -> tuple[dict[str, str], int]:
+    """The command's environment and umask."""
+    if _is_ordinary(options):
+        found = sudo.surroundings(options.from_sudo)
+        return found.environment, found.umask
+    umask = os.umask(0)
+    os.umask(umask)
+    kept = {name: value for name, value in os.environ.items() if name not in _SUDO_VARIABLES}
+    return kept | {"HOME": user.home, "USER": user.name, "LOGNAME": user.name}, umask
+
+
+def _view(options: argparse.Namespace, user: User) -> view.View:
+    return view.View(
+        user=user,
+        sockets=view.host_sockets(),
+        allowed=view.check_allowed(options.allow_socket),
+        hosts=view.hosts_for_sandbox(_text("/etc/hosts")),
+        resolv_conf=view.resolv_conf_for_sandbox(_text("/etc/resolv.conf")),
+        ca_bundle=_ca_bundle(options, user),
+    )
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _ca_bundle(options: argparse.Namespace, user: User) -> bytes | None:
+    """The system's certificates and the operator's; None when the command is to see the system's as they are."""
+    if options.upstream_ca is None:
+        return None
+    from cryptography import x509  # 50 ms that only this option needs
+
+    extra = _read("--upstream-ca", options.upstream_ca, user, options)
+    try:
+        x509.load_pem_x509_certificates(extra)
+    except ValueError as error:
+        raise ConfigError("--upstream-ca", f"{options.upstream_ca} holds no PEM certificate") from error
+    system = next((Path(path) for path in view.CA_BUNDLES if Path(path).exists()), None)
+    return (system.read_bytes().rstrip() + b"\n" if system else b"") + extra
+
+
+def open_audit_log(path: str, user: User, *, ordinary: bool) -> int:
+    """An O_APPEND fd, mode 0600. Opened with the user's rights where they suffice: a link planted by the sandboxed
+    account must not lead root's pen elsewhere. Otherwise, for root's own command, as root and through no link.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    try:
+        try:
+            with _rights_of(user, wanted=True):
+                return os.open(path, flags, 0o600)
+        except PermissionError:
+            if ordinary:
+                raise
+            return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise ConfigError("--audit-log", f"{path}: {error.strerror}") from error
+
+
+def _show(request: supervisor.Request, policy: Policy) -> int:
+    """`--dry-run`: what would be done, on stdout."""
+    masked = [path for path in request.view.sockets if path not in request.view.allowed]
+    lines = [
+        f"command   {' '.join(request.command.argv)}",
+        f"user      {request.view.user.name} (uid {request.view.user.uid})",
+        *(f"allow     {rule.text}  ({rule.source})" for rule in policy.allow.rules),
+        *(f"deny      {rule.text}  ({rule.source})" for rule in policy.deny.rules),
+        *(f"resolve   {name} {' '.join(addresses)}" for name, addresses in request.pinned.items()),
+        *(f"hide      {path}" for path in masked),
+        *(f"show      {path}" for path in request.view.allowed),
+    ]
+    print("\n".join(lines))  # noqa: T201  # this is the output
+    return 0

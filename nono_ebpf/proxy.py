@@ -1,0 +1,170 @@
+"""The proxy process: accepts inside the sandbox's namespace, dials from the host's, holds no privilege while it does.
+
+It starts as root, imports everything it will ever need (its own files may be unreadable afterwards), takes the plan and
+the fds from the supervisor, becomes an account of its own, and only then reads its first byte from the sandbox.
+It holds sockets and map fds: no program, no link, no capability, no secret.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+import uvloop
+
+from nono_ebpf.audit.record import Record, open_record
+from nono_ebpf.audit.sink import AuditSink
+from nono_ebpf.audit.summary import Summary
+from nono_ebpf.config.load import restore_policy
+from nono_ebpf.dns.names import NameTable
+from nono_ebpf.dns.resolver import HostResolver, preload
+from nono_ebpf.dns.server import DnsServer
+from nono_ebpf.errors import NonoError
+from nono_ebpf.kernel import abi
+from nono_ebpf.kernel.netns import Listeners
+from nono_ebpf.kernel.origdst import Askers, SocketOrigins
+from nono_ebpf.kernel.ringbuf import DenialReader
+from nono_ebpf.model import Endpoint
+from nono_ebpf.relay.accept import Acceptor
+from nono_ebpf.relay.limits import Limits
+from nono_ebpf.relay.listener import Relay
+from nono_ebpf.sandbox import handover, privileges
+
+_DRAIN_S = 2.0  # for bytes that a client sent before it ended
+
+_KERNEL_REASONS = {
+    abi.Reason.NOT_SERVED: "no proxy is alive to judge it",
+    abi.Reason.DATAGRAM: "datagrams go to a resolver only (port 53); clients of QUIC fall back to TCP",
+    abi.Reason.SOCKET: "only TCP and UDP sockets can be judged",
+    abi.Reason.NO_RECORD: "the kernel could not remember its destination",
+}
+_PROTOCOLS = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp", socket.IPPROTO_ICMP: "icmp", 58: "icmpv6", 132: "sctp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Handles:
+    """What the supervisor gave: sockets and fds, owned by this process from here on."""
+
+    listeners: Listeners
+    denials: int
+    askers: int
+    audit: int | None
+
+
+def main() -> None:
+    """`python -m nono_ebpf.proxy FD`: the fd is the lifeline."""
+    lifeline = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        preload()
+        plan, fds = handover.receive(lifeline)
+        _give_up_root(plan)
+        loop = uvloop.new_event_loop()
+        loop.run_until_complete(_serve(plan, _handles(plan, fds), lifeline))
+    except NonoError as error:
+        sys.stderr.write(f"nono-ebpf: proxy: {error}\n")
+        sys.exit(1)
+
+
+def _handles(plan: handover.ProxyPlan, fds: list[int]) -> Handles:
+    sockets = [socket.socket(fileno=fd) for fd in fds[:6]]
+    for sock in sockets:
+        sock.setblocking(False)
+    denials, askers, *audit = fds[6:]
+    return Handles(Listeners.of(sockets), denials, askers, audit[0] if plan.has_audit_log else None)
+
+
+def _give_up_root(plan: handover.ProxyPlan) -> None:
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.chdir("/")
+    privileges.become(plan.uid, plan.uid, ())
+
+
+async def _serve(plan: handover.ProxyPlan, handles: Handles, lifeline: socket.socket) -> None:
+    summary = Summary()
+    sink = AuditSink(handles.audit, sys.stderr if plan.verbose else None, plan.sandbox, summary)
+    names = NameTable()
+    policy = restore_policy(plan.policy)
+    pinned = {name: tuple(map(ip_address, addresses)) for name, addresses in plan.pinned.items()}
+    resolver = HostResolver(pinned)
+    origins = SocketOrigins()
+    dns = DnsServer(policy, resolver, names, Askers(handles.askers, plan.netns_cookie), sink)
+    relay = Relay(policy, resolver, names, origins, sink, Limits(), _endpoints(handles.listeners))
+
+    async def dns_over_tcp(connection: socket.socket) -> None:
+        origin = origins.take(connection)
+        await dns.handle_tcp(connection, origin.process if origin else None)
+
+    _watch_denials(DenialReader(handles.denials), names.name_of, sink.write)
+    async with asyncio.TaskGroup() as tasks:
+        serving = [
+            tasks.create_task(relay.serve(handles.listeners.proxy)),
+            tasks.create_task(Acceptor(handles.listeners.dns_tcp, dns_over_tcp, Limits()).serve()),
+            *(tasks.create_task(dns.serve_udp(sock)) for sock in handles.listeners.dns_udp),
+        ]
+        lifeline.send(handover.READY)
+        await _until_told(lifeline)
+        for task in serving:
+            task.cancel()
+    await resolver.aclose()
+    _say_goodbye(summary, sink)
+
+
+async def _until_told(lifeline: socket.socket) -> None:
+    """Until the supervisor wants an end. If it is gone instead, nobody watches the sandbox: end at once."""
+    lifeline.setblocking(False)
+    if await asyncio.get_running_loop().sock_recv(lifeline, len(handover.STOP)) != handover.STOP:
+        os._exit(1)
+
+
+def _endpoints(listeners: Listeners) -> frozenset[Endpoint]:
+    names = [sock.getsockname() for sock in listeners.proxy]
+    return frozenset(Endpoint(ip_address(name[0]), name[1]) for name in names)
+
+
+def _watch_denials(
+    reader: DenialReader, name_of: Callable[..., str | None], write: Callable[[Record], None]
+) -> None:
+    """Every refusal that never reached us becomes a record."""
+
+    def take() -> None:
+        for reason, origin in reader.read():
+            destination = abi.origin_of(origin).destination
+            # getaddrinfo connects a datagram socket to each of its answers to sort them (RFC 6724), and takes a no.
+            if reason is not abi.Reason.DATAGRAM or name_of(destination.address) is None:
+                write(_kernel_record(reason, origin))
+
+    asyncio.get_running_loop().add_reader(reader.fileno(), take)
+
+
+def _kernel_record(reason: abi.Reason, raw: abi.nono_origin) -> Record:
+    origin = abi.origin_of(raw)
+    record = open_record("kernel", "kernel", origin.process)
+    if reason is abi.Reason.SOCKET:
+        protocol = raw.destination.protocol
+        record.target = f"{_PROTOCOLS.get(protocol, f'protocol {protocol}')} socket"
+    else:
+        record.original_destination = str(origin.destination)
+        record.target, record.port = str(origin.destination.address), origin.destination.port
+    record.denial_category = reason.name.lower()
+    record.reason = _KERNEL_REASONS[reason]
+    return record
+
+
+def _say_goodbye(summary: Summary, sink: AuditSink) -> None:
+    lines = summary.render()
+    if sink.lost:
+        lines.append(f"nono-ebpf: {sink.lost} audit records were not written: {sink.failure}")
+    if lines:
+        sys.stderr.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

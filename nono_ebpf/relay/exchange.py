@@ -1,0 +1,191 @@
+"""One HTTP/1 request and its response, between a client and an upstream that is permitted and connected.
+
+Knows the order of the two messages. Syntax and framing are `wire.http1`'s. Must not know policy.
+
+An upload runs beside the response, because `Expect: 100-continue`, early errors and streaming services all
+answer before the request has ended. Each side's unconsumed bytes stay in the buffer of the stream they came
+from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from nono_ebpf.errors import UpstreamError
+from nono_ebpf.wire import NEED_MORE, http1
+
+if TYPE_CHECKING:
+    from nono_ebpf.authority import Authority
+    from nono_ebpf.model import Identity
+    from nono_ebpf.relay.limits import Limits
+    from nono_ebpf.relay.stream import Stream, Upstream
+
+# RFC 9110 §9.2.2: idempotent. Of those, the ones without a body.
+_REPEATABLE: Final = frozenset(("GET", "HEAD", "OPTIONS"))
+
+
+@dataclass(frozen=True, slots=True)
+class Addressed:
+    """Whom a request is for.
+
+    The authority it names, how we know, what else must be permitted, and its origin-form.
+    """
+
+    authority: Authority
+    identity: Identity
+    also: tuple[str, ...]
+    target: str
+
+
+class Outcome(Enum):
+    """What may become of the two connections after a complete response."""
+
+    KEEP = "both may carry another request"
+    CLOSE_UPSTREAM = "the client's may"
+    CLOSE_BOTH = "neither may"
+    WEBSOCKET = "both carry WebSocket frames from here on"
+
+
+class Exchange:
+    """One request and its response. `status` is set once a final response has begun to reach the client."""
+
+    def __init__(
+        self,
+        client: Stream,
+        upstream: Upstream,
+        head: http1.RequestHead,
+        addressed: Addressed,
+        limits: Limits,
+    ) -> None:
+        self.client, self.upstream = client, upstream
+        self._head, self._addressed, self._limits = head, addressed, limits
+        self._body = http1.request_body(head)
+        self._had_body = not self._body.done
+        self._websocket = http1.asks_for_websocket(head)
+        self._interim_responses = 0
+        self.status: int | None = None
+
+    @property
+    def repeatable(self) -> bool:
+        """Sending the request again has no effect that sending it once has not."""
+        return (
+            self._head.method in _REPEATABLE
+            and not self._had_body
+            and self.status is None
+            and self._interim_responses == 0
+        )
+
+    async def run(self) -> Outcome:
+        """Relay the request and its response.
+
+        Raises:
+            ClientProtocolError: the request's body is malformed. UpstreamError: the response is, or is
+            missing. OSError: the client is gone.
+        """
+        await self.upstream.send(self._request(), self._limits.idle_s)
+        if not self._had_body:
+            return await self._respond()
+        try:
+            async with asyncio.TaskGroup() as group:
+                upload = group.create_task(self._upload())
+                outcome = await self._respond()
+                upload.cancel()
+        except ExceptionGroup as errors:
+            # Either side's error ends the other; who failed first is what happened.
+            raise errors.exceptions[0] from None
+        return outcome if self._body.done else Outcome.CLOSE_BOTH
+
+    def _request(self) -> bytes:
+        addressed = self._addressed
+        return http1.request_bytes(
+            self._head, addressed.target, addressed.authority, websocket=self._websocket
+        )
+
+    async def _upload(self) -> None:
+        """Relay the request's body.
+
+        A server may answer and stop reading: its response then tells what happened.
+        """
+        try:
+            await _relay_body(self._body, self.client, self.upstream, self._limits)
+        except UpstreamError:
+            return
+
+    async def _respond(self) -> Outcome:
+        head = await self._final_head()
+        if head.status == http1.SWITCHING_PROTOCOLS:
+            self.status = head.status
+            await self._pass_head(head)
+            return Outcome.WEBSOCKET
+        return await self._pass_final(head)
+
+    async def _pass_final(self, head: http1.ResponseHead) -> Outcome:
+        body = http1.response_body(head, self._head.method, self.upstream.target)
+        chunked = isinstance(body, http1.ChunkedBody) and self._head.version == "1.1"
+        # Delimited by nothing the client understands except the end of the connection.
+        until_close = isinstance(body, http1.CloseBody | http1.ChunkedBody) and not chunked
+        close = until_close or http1.wants_close(self._head) or not self._body.done
+        first = http1.response_bytes(head, close=close, chunked=chunked)
+        self.status = head.status
+        await _relay_body(body, self.upstream, self.client, self._limits, first=first, chunked=chunked)
+        if close:
+            return Outcome.CLOSE_BOTH
+        return Outcome.CLOSE_UPSTREAM if http1.wants_close(head) else Outcome.KEEP
+
+    async def _final_head(self) -> http1.ResponseHead:
+        """The head of the final response, or of a 101 that was asked for; other 1xx are passed on."""
+        while True:
+            head = await self._next_head()
+            if head.status >= 200:
+                return head
+            if head.status == http1.SWITCHING_PROTOCOLS:
+                if self._websocket and http1.accepts_websocket(head, self._head):
+                    return head
+                raise UpstreamError("read", self.upstream.target, "switched protocols without being asked")
+            await self._pass_interim(head)
+
+    async def _pass_interim(self, head: http1.ResponseHead) -> None:
+        self._interim_responses += 1
+        if self._interim_responses > self._limits.interim_responses:
+            raise UpstreamError("read", self.upstream.target, "too many interim responses")
+        # RFC 9110 §15.2: "A server MUST NOT send a 1xx response to an HTTP/1.0 client."
+        if self._head.version == "1.1":
+            await self._pass_head(head)
+
+    async def _pass_head(self, head: http1.ResponseHead) -> None:
+        await self.client.send(http1.response_bytes(head, close=False, chunked=False), self._limits.idle_s)
+
+    async def _next_head(self) -> http1.ResponseHead:
+        upstream = self.upstream
+        while (parsed := http1.parse_response_head(upstream.unread, upstream.target)) is NEED_MORE:
+            if not await upstream.fill(self._limits.idle_s):
+                raise UpstreamError("read", upstream.target, "closed the connection before it answered")
+        head, size = parsed
+        del upstream.unread[:size]
+        return head
+
+
+async def _relay_body(
+    body: http1.Body, source: Stream, sink: Stream, limits: Limits, *, first: bytes = b"", chunked: bool |
+    None = None
+) -> None:
+    """Relay a message body, `first` in front of it.
+
+    `chunked` None: in chunks when the body comes in chunks.
+    """
+    chunked = isinstance(body, http1.ChunkedBody) if chunked is None else chunked
+    while True:
+        content = body.take(source.unread)
+        data = first + (http1.encode_chunk(content) if chunked else content)
+        if body.done and chunked:
+            data += http1.LAST_CHUNK
+        if data:
+            await sink.send(data, limits.idle_s)
+        if body.done:
+            return
+        first = b""
+        if not await source.fill(limits.idle_s, limits.copy_bytes):
+            body.end_of_stream()

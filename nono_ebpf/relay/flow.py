@@ -1,0 +1,341 @@
+"""The path of one connection: whose is it, where may it go, and who carries it there.
+
+Knows the order of the questions, nothing else: the kernel's record, the name table, verdicts, dialling,
+refusing and relaying are each somebody else's. In order of trust, a flow is for the name this sandbox was
+given the address for, the TLS server name, the HTTP Host, the bare address. The address a client dialled is
+never dialled when a name is known.
+
+    origin unknown                      → reset
+    to a listener of ours               → explicit proxy client: CONNECT, or absolute-form requests
+    name known, or address allowed      → judge, dial, then whoever speaks first:
+                                            upstream           → splice
+                                            client, TLS        → splice, by its server name when that differs
+                                            client, HTTP       → each request judged by its Host
+                                            client, otherwise  → splice
+    neither                             → the client's first bytes must name a host
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from nono_ebpf.audit.record import Mode, Record, open_record
+from nono_ebpf.authority import Authority
+from nono_ebpf.errors import ClientProtocolError, NonoError, UpstreamError
+from nono_ebpf.model import FlowOrigin, Identity
+from nono_ebpf.policy.decide import Ask, Denial, Permit
+from nono_ebpf.relay import refuse
+from nono_ebpf.relay.context import INTERNAL, NO_ORIGIN, PROTOCOL, Context, note_verdict
+from nono_ebpf.relay.http import Addressing, Conversation, Redirected, addressed_to_proxy
+from nono_ebpf.relay.refuse import Language, Refusal
+from nono_ebpf.relay.stream import Stream, Upstream, first_readable, reason_of
+from nono_ebpf.relay.tunnel import tunnel
+from nono_ebpf.relay.upstream import dial
+from nono_ebpf.wire import NEED_MORE, http1
+from nono_ebpf.wire.sniff import Http, Opaque, Sniffed, Tls, classify
+
+if TYPE_CHECKING:
+    import socket
+
+    from nono_ebpf.wire.tls_hello import ClientHello
+
+# RFC 9110 §9.3.6: any 2xx; no Content-Length, no Transfer-Encoding.
+_ESTABLISHED = b"HTTP/1.1 200 Connection Established\r\n\r\n"
+
+
+class Flow:
+    """One accepted connection, from its origin to its record. Owns both sockets."""
+
+    def __init__(self, context: Context, connection: socket.socket) -> None:
+        self._context, self._limits = context, context.limits
+        self._client = Stream(connection)
+        self._upstream: Upstream | None = None
+        self._conversation: Conversation | None = None
+        self._origin: FlowOrigin | None = None
+        self._flow_id = secrets.token_hex(8)
+        self._record = open_record("flow", "redirect")
+        self._started = time.monotonic()
+
+    async def run(self) -> None:
+        """Carry the flow to its end. Whatever happens, both sockets are closed and a record is written.
+
+        No exception leaves but cancellation: a flow's failure is that flow's alone.
+        """
+        try:
+            await self._serve()
+        except OSError as error:
+            self._fail(f"client: {reason_of(error)}")
+        except NonoError as error:
+            self._fail(str(error))
+        except Exception as error:  # noqa: BLE001 - the border: a fault of ours must not end the other flows
+            self._record.decision, self._record.denial_category = "deny", INTERNAL
+            self._fail(f"internal error: {type(error).__name__}: {error}", internal=True)
+        finally:
+            self._close()
+
+    def _fail(self, reason: str, *, internal: bool = False) -> None:
+        if internal or self._record.reason is None:
+            self._record.reason = reason
+        self._client.reset()
+
+    def _close(self) -> None:
+        try:
+            self._client.close()
+        finally:
+            if self._upstream is not None:
+                self._upstream.close()
+            if self._conversation is not None:
+                self._conversation.close()
+            self._write_record()
+
+    def _write_record(self) -> None:
+        """One record for the flow, unless it carried HTTP requests, which have their own."""
+        record = self._record
+        carried_requests = self._conversation is not None and self._conversation.requests > 0
+        if carried_requests and record.denial_category != INTERNAL:
+            return
+        record.duration_ms = round((time.monotonic() - self._started) * 1000)
+        if self._upstream is not None:
+            record.bytes_sent = self._upstream.sent_bytes
+            record.bytes_received = self._client.sent_bytes
+        self._context.audit.write(record)
+
+    def _open_record(self, event: str, mode: Mode) -> Record:
+        record = open_record("request" if event == "request" else "flow", mode, origin=self._origin)
+        record.flow_id = self._flow_id
+        return record
+
+    # ------------------------------------------------------------ the way in
+
+    async def _serve(self) -> None:
+        self._record.flow_id = self._flow_id
+        origin = self._origin = self._context.origins.take(self._client.sock)
+        if origin is None:
+            self._record.denial_category, self._record.reason = NO_ORIGIN, "no kernel record"
+            self._client.reset()
+            return
+        if origin.destination in self._context.own_listeners:
+            self._record = self._open_record("flow", "connect")
+            await self._serve_explicit()
+        else:
+            self._record = self._open_record("flow", "redirect")
+            await self._serve_redirected(origin)
+
+    async def _serve_explicit(self) -> None:
+        head = await self._converse(addressed_to_proxy, "http")
+        if head is None:
+            return
+        try:
+            authority = http1.connect_authority(head)
+        except ClientProtocolError as error:
+            self._note_malformed(error)
+            await self._refuse(refuse.malformed(error), Language.HTTP)
+            return
+        self._record = self._open_record("flow", "connect")
+        self._conversation = None
+        await self._serve_connect(authority)
+
+    async def _serve_connect(self, authority: Authority) -> None:
+        ask = Ask(host=authority.host, port=authority.port, identity=Identity.AUTHORITY)
+        self._record.method = "CONNECT"
+        try:
+            verdict = await self._judge(ask)
+            if isinstance(verdict, Denial):
+                self._record.status = 403
+                await self._refuse(refuse.denied(verdict), Language.HTTP)
+                return
+            upstream = await self._dial(verdict)
+        except UpstreamError as error:
+            refusal = refuse.unreachable(error)
+            self._record.reason, self._record.status = str(error), refusal.status
+            await self._refuse(refusal, Language.HTTP)
+            return
+        self._record.status = 200
+        await self._client.send(_ESTABLISHED, self._limits.idle_s)
+        await self._relay(upstream, authority, authority.host)
+
+    async def _serve_redirected(self, origin: FlowOrigin) -> None:
+        address, port = origin.destination.address, origin.destination.port
+        name = self._context.names.name_of(address)
+        authority = Authority(name or str(address), port)
+        ask = Ask(host=authority.host, port=port, identity=Identity.DNS if name else Identity.ADDRESS)
+        try:
+            verdict = await self._judge(ask)
+            if isinstance(verdict, Permit):
+                upstream = await self._dial(verdict)
+        except UpstreamError as error:
+            await self._refuse_unreachable(error)
+            return
+        if isinstance(verdict, Permit):
+            await self._relay(upstream, authority, name)
+        elif name is None and verdict.remedy is not None:
+            reason = f"no host name is known for {address}, and no rule allows the address itself"
+            await self._serve_unnamed(port, replace(verdict, reason=reason))
+        else:
+            await self._refuse(refuse.denied(verdict))
+
+    # ------------------------------------------------------------ a destination, and both ends open
+
+    async def _relay(self, upstream: Upstream, authority: Authority, name: str | None) -> None:
+        """Carry a flow whose `upstream` is permitted and dialled, by what turns out to be spoken in it."""
+        try:
+            sniffed = await self._sniff(upstream)
+        except ClientProtocolError as error:
+            await self._refuse_malformed(error)
+            return
+        match sniffed:
+            case None:
+                self._record.sniff = "skipped: server spoke first"
+            case Tls(hello):
+                self._record.sniff = "tls"
+                if hello.sni not in {None, authority.host}:
+                    await self._relay_by_server_name(hello, authority.port, name)
+                    return
+            case Http():
+                self._record.sniff = "http"
+                await self._relay_http(upstream, authority, name)
+                return
+            case Opaque():
+                self._record.sniff = "opaque"
+        await self._tunnel(upstream)
+
+    async def _relay_by_server_name(self, hello: ClientHello, port: int, name: str | None) -> None:
+        """The client names a host that its address is not known for.
+
+        Both must be permitted, and that host is dialled.
+        """
+        self._drop_upstream()
+        also = (name,) if name is not None else ()
+        await self._judge_and_tunnel(Ask(host=hello.sni or "", port=port, identity=Identity.SNI, also=also))
+
+    async def _judge_and_tunnel(self, ask: Ask) -> None:
+        try:
+            verdict = await self._judge(ask)
+            if isinstance(verdict, Denial):
+                await self._refuse(refuse.denied(verdict), Language.TLS)
+                return
+            upstream = await self._dial(verdict)
+        except UpstreamError as error:
+            await self._refuse_unreachable(error)
+            return
+        await self._tunnel(upstream)
+
+    async def _relay_http(self, upstream: Upstream, authority: Authority, name: str | None) -> None:
+        self._upstream = None
+        await self._converse(Redirected(authority.port, name), "redirect", upstream, authority)
+
+    async def _serve_unnamed(self, port: int, denial: Denial) -> None:
+        """Nothing is known but an address that no rule allows.
+
+        Only a host in the client's own bytes can help.
+        """
+        try:
+            sniffed = await self._sniff(None)
+        except ClientProtocolError as error:
+            await self._refuse_malformed(error)
+            return
+        match sniffed:
+            case Tls(hello) if hello.sni is not None:
+                self._record.sniff = "tls"
+                await self._judge_and_tunnel(Ask(host=hello.sni, port=port, identity=Identity.SNI))
+            case Http():
+                await self._converse(Redirected(port, None), "redirect")
+            case _:
+                note_verdict(self._record, denial)
+                await self._refuse(refuse.denied(denial))
+
+    async def _sniff(self, upstream: Upstream | None) -> Sniffed | None:
+        """The client's language; None when `upstream` is the first to say something that can be understood.
+
+        Without `upstream` a client that stays silent is opaque. A client that has said all it will say is,
+        too. Raises ClientProtocolError: malformed, or incomplete when the deadline is over (408).
+        """
+        client = self._client
+        try:
+            if not client.unread:
+                if upstream is not None and await self._upstream_speaks_first(upstream):
+                    return None
+                if not await client.fill(self._limits.first_bytes_s):
+                    return Opaque()
+        except TimeoutError:
+            return Opaque()
+        try:
+            async with asyncio.timeout(self._limits.sniff_s):
+                while (sniffed := classify(client.unread)) is NEED_MORE:
+                    if not await client.fill(self._limits.sniff_s):
+                        return Opaque()
+        except TimeoutError as error:
+            raise ClientProtocolError("the client did not finish its first message", status=408) from error
+        return sniffed
+
+    async def _upstream_speaks_first(self, upstream: Upstream) -> bool:
+        """Wait for either side, as long as an idle connection may stay; the client wins a tie."""
+        async with asyncio.timeout(self._limits.idle_s):
+            return await first_readable(self._client.sock, upstream.sock) is upstream.sock
+
+    async def _tunnel(self, upstream: Upstream) -> None:
+        if self._client.at_eof:
+            await upstream.send(self._client.take_unread(), self._limits.idle_s)
+        spliced = await tunnel(self._client, upstream, self._context)
+        if spliced.ended != "eof":
+            self._record.reason = spliced.problem
+
+    async def _converse(
+        self,
+        addressing: Addressing,
+        mode: Mode,
+        upstream: Upstream | None = None,
+        authority: Authority | None = None,
+    ) -> http1.RequestHead | None:
+        def new_record() -> Record:
+            record = self._open_record("request", mode)
+            record.sniff = self._record.sniff
+            return record
+
+        self._conversation = Conversation(self._context, self._client, addressing, new_record)
+        if upstream is not None and authority is not None:
+            self._conversation.adopt(upstream, authority)
+        return await self._conversation.run()
+
+    # ------------------------------------------------------------ steps
+
+    async def _judge(self, ask: Ask) -> Permit | Denial:
+        record = self._record
+        record.identity, record.target, record.port = ask.identity.value, ask.host, ask.port
+        verdict = await self._context.judge(ask)
+        note_verdict(record, verdict)
+        return verdict
+
+    async def _dial(self, permit: Permit) -> Upstream:
+        self._upstream = await dial(permit, self._limits)
+        self._record.resolved_address = str(self._upstream.endpoint)
+        return self._upstream
+
+    def _drop_upstream(self) -> None:
+        if self._upstream is not None:
+            self._upstream.close()
+            self._upstream = None
+            self._record.resolved_address = None
+
+    async def _refuse_unreachable(self, error: UpstreamError) -> None:
+        self._record.reason = str(error)
+        await self._refuse(refuse.unreachable(error))
+
+    async def _refuse_malformed(self, error: ClientProtocolError) -> None:
+        self._note_malformed(error)
+        await self._refuse(refuse.malformed(error))
+
+    def _note_malformed(self, error: ClientProtocolError) -> None:
+        self._record.decision, self._record.denial_category = "deny", PROTOCOL
+        self._record.reason = str(error)
+
+    async def _refuse(self, refusal: Refusal, language: Language | None = None) -> None:
+        """Say no; without a `language`, in that of the client's first bytes."""
+        self._drop_upstream()
+        if language is None:
+            language = await refuse.language_of(self._client, self._limits)
+        await refuse.answer(self._client, refusal, language, self._limits)

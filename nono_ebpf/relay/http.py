@@ -1,0 +1,274 @@
+"""Plain HTTP/1 on one client connection: every request is judged, sent to its host's owner, and recorded.
+
+Knows the order of a request and its response. Syntax is `wire.http1`'s, verdicts are `policy.decide`'s,
+refusals are `refuse`'s. The upstream connection is kept for the next request to the same authority, and for
+nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from nono_ebpf.audit.record import Record, without_query
+from nono_ebpf.authority import Authority
+from nono_ebpf.errors import ClientProtocolError, UpstreamError
+from nono_ebpf.model import Identity
+from nono_ebpf.policy.decide import Ask, Denial, Permit
+from nono_ebpf.relay import refuse
+from nono_ebpf.relay.context import PROTOCOL, Context, note_verdict
+from nono_ebpf.relay.exchange import Addressed, Exchange, Outcome
+from nono_ebpf.relay.refuse import Language, Refusal
+from nono_ebpf.relay.tunnel import tunnel
+from nono_ebpf.relay.upstream import dial
+from nono_ebpf.wire import NEED_MORE, http1
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nono_ebpf.relay.limits import Limits
+    from nono_ebpf.relay.stream import Stream, Upstream
+
+
+class Addressing(Protocol):
+    """Finds out whom a request is for. Raises ClientProtocolError when that has no one answer."""
+
+    def __call__(self, head: http1.RequestHead) -> Addressed:
+        """Judge nothing; only read."""
+
+
+class Redirected:
+    """Addressing for a client that believes it talks to an origin server on `port`.
+
+    `name`: the host we know it for.
+    """
+
+    def __init__(self, port: int, name: str | None) -> None:
+        self._port, self._name = port, name
+
+    def __call__(self, head: http1.RequestHead) -> Addressed:
+        """The Host field, which an absolute-form target must equal."""
+        if head.method == "CONNECT":
+            raise ClientProtocolError("CONNECT to another proxy is not relayed: connect to the host itself")
+        authority = http1.host_field_authority(head, 80)
+        target = head.target
+        # RFC 9112 §3.2.2: an origin server obeys the target, not Host, so a request that says both
+        # differently is two requests.
+        if (absolute := http1.split_absolute_form(head.target)) is not None:
+            scheme, text, target = absolute
+            if scheme != "http" or http1.absolute_authority(text) != authority:
+                raise ClientProtocolError("request target and Host name different servers")
+        http1.check_origin_form(head, target)
+        if authority is None:
+            return self._by_known_name(target)
+        if authority.port != self._port:
+            raise ClientProtocolError(
+                f"Host names port {authority.port}, the connection is to port {self._port}", status=421
+            )
+        also = (self._name,) if self._name not in {None, authority.host} else ()
+        return Addressed(authority, Identity.HOST, tuple(filter(None, also)), target)
+
+    def _by_known_name(self, target: str) -> Addressed:
+        if self._name is None:
+            raise ClientProtocolError("request without Host, and no name is known for its address")
+        return Addressed(Authority(self._name, self._port), Identity.DNS, (), target)
+
+
+def addressed_to_proxy(head: http1.RequestHead) -> Addressed:
+    """Addressing for a client that knows it talks to a proxy.
+
+    Absolute-form; its Host is ignored (RFC 9112 §3.2.2).
+    """
+    absolute = http1.split_absolute_form(head.target)
+    if absolute is None:
+        raise ClientProtocolError(
+            "this is a proxy: send CONNECT host:port, or a request for an absolute http:// URI"
+        )
+    scheme, text, target = absolute
+    if scheme != "http":
+        raise ClientProtocolError(f"{scheme}:// through a proxy needs a tunnel: use CONNECT host:port")
+    http1.check_origin_form(head, target)
+    return Addressed(http1.absolute_authority(text), Identity.AUTHORITY, (), target)
+
+
+async def read_request_head(client: Stream, limits: Limits) -> http1.RequestHead | None:
+    """Take the next head off the front of `client.unread`, reading more as needed.
+
+    None when the client ends, or stays silent, before a request begins.
+
+    Raises:
+        ClientProtocolError: malformed, incomplete (400), or too slow (408).
+    """
+    if not client.unread:
+        try:
+            if not await client.fill(limits.keep_alive_s):
+                return None
+        except TimeoutError:
+            return None
+    try:
+        async with asyncio.timeout(limits.sniff_s):
+            while (parsed := http1.parse_request_head(client.unread)) is NEED_MORE:
+                if not await client.fill(limits.sniff_s):
+                    raise ClientProtocolError("HTTP head ends early")
+    except TimeoutError as error:
+        raise ClientProtocolError("HTTP head did not arrive in time", status=408) from error
+    head, size = parsed
+    del client.unread[:size]
+    return head
+
+
+class Conversation:
+    """All requests of one client connection, until it ends or one of them is a reason to end it.
+
+    `new_record` opens the audit record of a request. Owns the upstream connection, not the client's.
+    """
+
+    def __init__(
+        self, context: Context, client: Stream, addressing: Addressing, new_record: Callable[[], Record]
+    ) -> None:
+        self._context, self._limits = context, context.limits
+        self._client, self._addressing, self._new_record = client, addressing, new_record
+        self._upstream: Upstream | None = None
+        self._upstream_for: Authority | None = None
+        self.requests = 0
+
+    def adopt(self, upstream: Upstream, authority: Authority) -> None:
+        """Own `upstream`, which is connected to a permitted endpoint of `authority`."""
+        self._upstream, self._upstream_for = upstream, authority
+
+    def close(self) -> None:
+        """Let go of the upstream."""
+        if self._upstream is not None:
+            self._upstream.close()
+            self._upstream = None
+
+    async def run(self) -> http1.RequestHead | None:
+        """Serve requests.
+
+        Returns the head of a CONNECT to this proxy, off the buffer, else None at the end.
+        """
+        while (head := await self._next_head()) is not None:
+            if head.method == "CONNECT" and self._addressing is addressed_to_proxy:
+                return head
+            if not await self._recorded(head):
+                return None
+        return None
+
+    async def _next_head(self) -> http1.RequestHead | None:
+        try:
+            return await read_request_head(self._client, self._limits)
+        except ClientProtocolError as error:
+            record = self._new_record()
+            self.requests += 1
+            try:
+                await self._refuse_malformed(record, error)
+            finally:
+                self._context.audit.write(record)
+            return None
+
+    async def _recorded(self, head: http1.RequestHead) -> bool:
+        """Serve one request; True when the client's connection is ready for another."""
+        record = self._new_record()
+        self.requests += 1
+        record.method, record.path = head.method, without_query(head.target)
+        received = -self._client.sent_bytes
+        started = time.monotonic()
+        try:
+            return await self._serve(head, record)
+        except ClientProtocolError as error:
+            return await self._refuse_malformed(record, error, head_only=head.method == "HEAD")
+        except UpstreamError as error:
+            record.reason = str(error)
+            return await self._refuse(record, refuse.unreachable(error), head_only=head.method == "HEAD")
+        finally:
+            record.bytes_received = received + self._client.sent_bytes
+            record.duration_ms = round((time.monotonic() - started) * 1000)
+            self._context.audit.write(record)
+
+    async def _refuse_malformed(
+        self, record: Record, error: ClientProtocolError, *, head_only: bool = False
+    ) -> bool:
+        record.decision, record.denial_category, record.reason = "deny", PROTOCOL, str(error)
+        return await self._refuse(record, refuse.malformed(error), head_only=head_only)
+
+    async def _refuse(self, record: Record, refusal: Refusal, *, head_only: bool) -> bool:
+        self.close()
+        # A response that has begun cannot be taken back: then only a RST shows that it is incomplete.
+        if record.status is not None:
+            self._client.reset()
+            return False
+        record.status = refusal.status
+        await refuse.answer(self._client, refusal, Language.HTTP, self._limits, head_only=head_only)
+        return False
+
+    async def _serve(self, head: http1.RequestHead, record: Record) -> bool:
+        addressed = self._addressing(head)
+        http1.request_body(head)  # refuses ambiguous framing before anybody is dialled
+        permit = await self._judge(addressed, record)
+        if isinstance(permit, Denial):
+            return await self._refuse(record, refuse.denied(permit), head_only=head.method == "HEAD")
+        if (kept := self._kept_for(addressed.authority)) is not None:
+            exchange = Exchange(self._client, kept, head, addressed, self._limits)
+            try:
+                return await self._finish(exchange, record)
+            except UpstreamError:
+                # A server may close an idle connection just as the request leaves; only a fresh one can tell
+                # more.
+                if not exchange.repeatable:
+                    raise
+        upstream = await self._dial(permit, addressed.authority)
+        return await self._finish(Exchange(self._client, upstream, head, addressed, self._limits), record)
+
+    async def _judge(self, addressed: Addressed, record: Record) -> Permit | Denial:
+        authority = addressed.authority
+        record.identity, record.target, record.port = addressed.identity.value, authority.host, authority.port
+        verdict = await self._context.judge(
+            Ask(host=authority.host, port=authority.port, identity=addressed.identity, also=addressed.also)
+        )
+        note_verdict(record, verdict)
+        return verdict
+
+    def _kept_for(self, authority: Authority) -> Upstream | None:
+        """The connection of the last request, if it is to the same authority and still good."""
+        if self._upstream is not None and self._upstream_for == authority and is_quiet(self._upstream):
+            return self._upstream
+        self.close()
+        return None
+
+    async def _dial(self, permit: Permit, authority: Authority) -> Upstream:
+        self.close()
+        upstream = await dial(permit, self._limits)
+        self.adopt(upstream, authority)
+        return upstream
+
+    async def _finish(self, exchange: Exchange, record: Record) -> bool:
+        """Run one exchange; True when the client's connection is ready for another request."""
+        upstream = exchange.upstream
+        sent = -upstream.sent_bytes
+        record.resolved_address = str(upstream.endpoint)
+        try:
+            outcome = await exchange.run()
+            if outcome is Outcome.WEBSOCKET:
+                record.reason = (await tunnel(self._client, upstream, self._context)).problem or None
+                return False
+        finally:
+            record.status = exchange.status
+            record.bytes_sent = sent + upstream.sent_bytes
+        if outcome is Outcome.CLOSE_UPSTREAM or outcome is Outcome.CLOSE_BOTH:
+            self.close()
+        return outcome is Outcome.KEEP or outcome is Outcome.CLOSE_UPSTREAM
+
+
+def is_quiet(upstream: Upstream) -> bool:
+    """Neither closed nor talking out of turn: what comes then belongs to no request."""
+    if upstream.unread:
+        return False
+    try:
+        upstream.sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,68 @@
+"""The relay of one sandbox, as the composition root builds it.
+
+Knows which parts a flow needs. Must not know what a flow does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nono_ebpf.relay.accept import Acceptor
+from nono_ebpf.relay.context import AuditSink, Context, NameTable, OriginSource, Resolver
+from nono_ebpf.relay.flow import Flow
+from nono_ebpf.relay.splice import Pipes
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from nono_ebpf.model import Endpoint
+    from nono_ebpf.policy.rules import Policy
+    from nono_ebpf.relay.limits import Limits
+
+
+class Relay:
+    """The proxy of one sandbox. `own_listeners`: the addresses by which explicit proxy clients reach us."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        resolver: Resolver,
+        names: NameTable,
+        origins: OriginSource,
+        audit: AuditSink,
+        limits: Limits,
+        own_listeners: Iterable[Endpoint],
+    ) -> None:
+        self._limits = limits
+        self._pipes = Pipes(limits)
+        self._context = Context(
+            policy, resolver, names, origins, audit, limits, frozenset(own_listeners), self._pipes
+        )
+        self._acceptor: Acceptor | None = None
+
+    async def serve(self, listeners: Sequence[socket.socket]) -> None:
+        """Serve flows from `listeners` (listening, non-blocking; they stay the caller's) until cancelled.
+
+        Called once. Cancelling ends every flow. Raises OSError when a listener itself is broken.
+        """
+        self._acceptor = Acceptor(listeners, self._serve_flow, self._limits)
+        try:
+            await self._acceptor.serve()
+        finally:
+            self._pipes.close()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait for flows under way or in the backlog to end by themselves, at most `timeout_s`."""
+        if self._acceptor is not None:
+            await self._acceptor.drain(timeout_s)
+
+    async def _serve_flow(self, connection: socket.socket) -> None:
+        await Flow(self._context, connection).run()
+
+
+async def accept_each(
+    listeners: Sequence[socket.socket], handle: Callable[[socket.socket], Awaitable[None]], limits: Limits
+) -> None:
+    """Serve every connection to `listeners` with `handle`, until cancelled. See `Acceptor`."""
+    await Acceptor(listeners, handle, limits).serve()

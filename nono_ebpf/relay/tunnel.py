@@ -1,0 +1,31 @@
+"""Hands a flow over to the kernel: first what has been read already, then everything else by splice.
+
+Must not know what flows or why.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nono_ebpf.relay.splice import Spliced, splice
+
+if TYPE_CHECKING:
+    from nono_ebpf.relay.context import Context
+    from nono_ebpf.relay.stream import Stream, Upstream
+
+
+async def tunnel(client: Stream, upstream: Upstream, context: Context) -> Spliced:
+    """Relay until the flow ends. Both streams stay the caller's to close.
+
+    Raises:
+        UpstreamError, OSError: the bytes read beforehand could not be delivered.
+    """
+    limits = context.limits
+    if client.unread:
+        await upstream.send(client.take_unread(), limits.idle_s)
+    if upstream.unread:
+        await client.send(upstream.take_unread(), limits.idle_s)
+    spliced = await splice(client.sock, upstream.sock, context.pipes, limits)
+    upstream.sent_bytes += spliced.sent_bytes
+    client.sent_bytes += spliced.received_bytes
+    return spliced

@@ -1,0 +1,222 @@
+"""A relay on loopback with stand-ins for everything around it, so that a flow test reads as a script.
+
+The kernel's record is a dictionary from the client's source port, DNS and the name table are dictionaries, the audit
+log is a list, and both ends of every connection are `Peer`s in the test's own hands.
+
+    async with Relaying("a.test") as it:
+        client = await it.connect("a.test")
+        server = await it.accept()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import uvloop
+
+from nono_ebpf.errors import UpstreamError
+from nono_ebpf.model import Endpoint, FlowOrigin, IPAddress, Process, ResolvedAddress
+from nono_ebpf.policy.rules import HostRules, Policy, parse_allow_rule, parse_deny_rule
+from nono_ebpf.relay.limits import Limits
+from nono_ebpf.relay.listener import Relay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+    from types import TracebackType
+
+    from nono_ebpf.audit.record import Record
+
+LOOPBACK = ip_address("127.0.0.1")
+PROCESS = Process(pid=4242, comm="script", uid=1000, cgroup_id=77)
+# What this sandbox was given for the names of a script: never dialled, so any address will do.
+FIRST_GIVEN = int(ip_address("198.18.0.2"))
+# Long waits stay longer than any script, short ones are short, so that a test ends by what happens, not by the clock.
+LIMITS = Limits(
+    sniff_s=5, first_bytes_s=5, refusal_wait_s=5, resolve_s=5, connect_s=5, keep_alive_s=5, linger_s=5, idle_s=20
+)
+SCRIPT_S = 15
+
+Run = "Callable[[Coroutine[Any, Any, None]], None]"
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Coroutine[Any, Any, None]], None]]:
+    """Runs a script on the standard loop and on the one the product uses."""
+    factory = uvloop.new_event_loop if request.param == "uvloop" else None
+
+    async def within_deadline(script: Coroutine[Any, Any, None]) -> None:
+        async with asyncio.timeout(SCRIPT_S):
+            await script
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        yield lambda script: runner.run(within_deadline(script))
+
+
+class Peer:
+    """One end of a connection, moved by hand."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+
+    async def send(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.sock, data)
+
+    async def receive(self, size: int) -> bytes:
+        """Exactly `size` bytes, or fewer when the peer ends before."""
+        data = b""
+        while len(data) < size and (more := await self._recv(size - len(data))):
+            data += more
+        return data
+
+    async def receive_until(self, end: bytes) -> bytes:
+        """Everything up to and including `end`, byte by byte: what follows stays in the kernel."""
+        data = b""
+        while not data.endswith(end):
+            more = await self._recv(1)
+            assert more, f"ended after {data!r}"
+            data += more
+        return data
+
+    async def receive_all(self) -> bytes:
+        """Everything until the peer's orderly end. Raises ConnectionResetError when it was an abort."""
+        data = bytearray()
+        while more := await self._recv(1 << 20):
+            data += more
+        return bytes(data)
+
+    async def _recv(self, size: int) -> bytes:
+        return await asyncio.get_running_loop().sock_recv(self.sock, size)
+
+    def finish(self) -> None:
+        """Send FIN."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Send RST."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def listen() -> socket.socket:
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    return listener
+
+
+class Relaying:
+    """The relay and what surrounds it. `names` may be reached on the port of the one upstream; its hosts are loopback.
+
+    `lookups` are the names the resolver was asked for.
+    """
+
+    def __init__(
+        self, *names: str, allow: tuple[str, ...] = (), deny: tuple[str, ...] = (), limits: Limits = LIMITS
+    ) -> None:
+        self.upstream, self._listener = listen(), listen()
+        self.port: int = self.upstream.getsockname()[1]
+        self.own = Endpoint(LOOPBACK, self._listener.getsockname()[1])
+        self.hosts: dict[str, tuple[ResolvedAddress, ...]] = {}
+        self.given: dict[IPAddress, str] = {}
+        self.origins: dict[int, FlowOrigin] = {}
+        self.lookups: list[str] = []
+        self.records: list[Record] = []
+        for name in names:
+            self.host(name)
+        rules = [f"{name}:{self.port}" for name in names] + [text.format(port=self.port) for text in allow]
+        self.policy = Policy(
+            HostRules(parse_allow_rule(text, "test") for text in rules),
+            HostRules(parse_deny_rule(text, "test") for text in deny),
+        )
+        self.relay = Relay(self.policy, self, self, self, self, limits, [self.own])
+        self._open: list[Peer] = []
+
+    def host(self, name: str, *addresses: ResolvedAddress) -> None:
+        """Let `name` have `addresses` (loopback, pinned by the operator) and this sandbox know it."""
+        self.hosts[name] = addresses or (ResolvedAddress(LOOPBACK, own=True, pinned=True),)
+        self.given[ip_address(FIRST_GIVEN + len(self.given))] = name
+
+    # The stand-ins.
+
+    def take(self, connection: socket.socket) -> FlowOrigin | None:
+        return self.origins.pop(connection.getpeername()[1], None)
+
+    def name_of(self, address: IPAddress) -> str | None:
+        return self.given.get(address)
+
+    async def lookup(self, host: str) -> tuple[ResolvedAddress, ...]:
+        self.lookups.append(host)
+        if host not in self.hosts:
+            raise UpstreamError("resolve", host, "no such name")
+        return self.hosts[host]
+
+    def write(self, record: Record) -> None:
+        self.records.append(record)
+
+    # The script's verbs.
+
+    async def connect(self, to: str, port: int | None = None) -> Peer:
+        """A redirected client that dialled the address it was given for the name `to`, or the address `to`."""
+        address = next((given for given, name in self.given.items() if name == to), None) or ip_address(to)
+        return await self._connect(FlowOrigin(Endpoint(address, port or self.port), PROCESS))
+
+    async def connect_to_proxy(self) -> Peer:
+        """A client that knows of the proxy."""
+        return await self._connect(FlowOrigin(self.own, PROCESS))
+
+    async def connect_unknown(self) -> Peer:
+        """A connection that the kernel has no record of."""
+        return await self._connect(None)
+
+    async def _connect(self, origin: FlowOrigin | None) -> Peer:
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        if origin is not None:
+            self.origins[sock.getsockname()[1]] = origin
+        peer = self._kept(sock)
+        await asyncio.get_running_loop().sock_connect(sock, (str(self.own.address), self.own.port))
+        return peer
+
+    async def accept(self) -> Peer:
+        """The upstream's next connection."""
+        return self._kept((await asyncio.get_running_loop().sock_accept(self.upstream))[0])
+
+    async def nobody_called(self) -> bool:
+        """No connection waits at the upstream."""
+        try:
+            self.upstream.accept()[0].close()
+        except BlockingIOError:
+            return True
+        return False
+
+    async def ended(self) -> list[Record]:
+        """The records of everything that happened, once every flow has ended."""
+        await self.relay.drain(SCRIPT_S)
+        return self.records
+
+    def _kept(self, sock: socket.socket) -> Peer:
+        self._open.append(Peer(sock))
+        return self._open[-1]
+
+    async def __aenter__(self) -> Relaying:
+        self._serving = asyncio.ensure_future(self.relay.serve([self._listener]))
+        await asyncio.sleep(0)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._serving
+        for each in (*self._open, self.upstream, self._listener):
+            each.close()

@@ -1,0 +1,133 @@
+"""`nono_ebpf.policy.decide` over any policy and any question."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nono_ebpf.authority import host_address
+from nono_ebpf.model import Identity, ResolvedAddress
+from nono_ebpf.policy.address import ALWAYS_DENIED_NAMES, always_denied
+from nono_ebpf.policy.decide import Ask, Denial, Permit, Resolve, decide
+from nono_ebpf.policy.rules import HostRules, Policy, parse_allow_rule, parse_deny_rule
+
+NAMES = ["a.com", "b.a.com", "c.org", "localhost", "x.localhost", "metadata.google.internal"]
+LITERALS = [
+    "10.0.0.1",
+    "93.184.216.34",
+    "127.0.0.1",
+    "169.254.169.254",
+    "::1",
+    "2001:db8::1",
+    "64:ff9b::a00:1",
+]
+PORTS = [22, 80, 443]
+
+hosts = st.sampled_from(NAMES + LITERALS)
+spelled = st.sampled_from(
+    [
+        "*",
+        "*.a.com",
+        "*.com",
+        "*.localhost",
+        *NAMES,
+        *(f"[{each}]" if ":" in each else each for each in LITERALS),
+    ]
+)
+ports = st.sampled_from(PORTS)
+texts = st.builds(lambda host, port: f"{host}:{port}" if port else host, spelled, st.none() | ports)
+allow_rules = texts.map(lambda text: parse_allow_rule(text, "allow"))
+deny_rules = texts.map(lambda text: parse_deny_rule(text, "deny"))
+policies = st.builds(
+    Policy, st.lists(allow_rules, max_size=5).map(HostRules), st.lists(deny_rules, max_size=3).map(HostRules)
+)
+addresses = st.builds(
+    ResolvedAddress,
+    st.one_of(st.sampled_from(LITERALS).map(ip_address), st.ip_addresses()),
+    own=st.booleans(),
+    pinned=st.booleans(),
+)
+asks = st.builds(
+    Ask,
+    hosts,
+    st.none() | ports,
+    st.sampled_from(Identity),
+    also=st.lists(hosts, max_size=2).map(tuple),
+    addresses=st.none() | st.lists(addresses, max_size=3).map(tuple),
+)
+
+
+def openness(policy: Policy, ask: Ask) -> int:
+    """0 denied, 1 worth resolving, 2 permitted."""
+    return {Denial: 0, Resolve: 1, Permit: 2}[type(decide(policy, ask))]
+
+
+@given(policies, asks)
+def test_an_answer_fits_its_question(policy: Policy, ask: Ask) -> None:
+    """Always one of three answers: a lookup only where one is needed, endpoints only out of what was judged."""
+    match decide(policy, ask):
+        case Resolve(host):
+            assert ask.addresses is None
+            assert host in (ask.host, "localhost")
+        case Denial() as no:
+            assert no.host in (ask.host, *ask.also)
+            assert no.reason
+            assert no.reason.isprintable()
+            assert not (no.rule and no.remedy)
+        case Permit() as ok:
+            literal = host_address(ask.host)
+            expected = [each.address for each in ask.addresses] if ask.addresses is not None else [literal]
+            assert [endpoint.address for endpoint in ok.endpoints] == expected
+            assert {endpoint.port for endpoint in ok.endpoints} == {ask.port or 0}
+            assert ok.rule in policy.allow.rules
+
+
+@given(policies, asks)
+def test_nothing_permitted_is_always_denied(policy: Policy, ask: Ask) -> None:
+    """No rule leads to a metadata name or to an address that is never reachable, nor to an own one by default."""
+    verdict = decide(policy, ask)
+    if isinstance(verdict, Permit):
+        assert not ALWAYS_DENIED_NAMES & {ask.host, *ask.also}
+        assert not any(always_denied(endpoint.address) for endpoint in verdict.endpoints)
+        own = any(endpoint.address.is_loopback for endpoint in verdict.endpoints)
+        assert not own or verdict.rule.names_port
+
+
+@given(policies, asks, deny_rules)
+def test_a_deny_rule_never_permits_more(policy: Policy, ask: Ask, rule: object) -> None:
+    """With one more deny rule no answer is more open."""
+    stricter = Policy(policy.allow, HostRules([*policy.deny.rules, rule]))  # type: ignore[list-item]  # a Rule
+    assert openness(stricter, ask) <= openness(policy, ask)
+
+
+@given(policies, asks, allow_rules)
+def test_an_allow_rule_never_permits_less(policy: Policy, ask: Ask, rule: object) -> None:
+    """With one more allow rule no answer is more closed, except that an own address may have to be found out."""
+    wider = Policy(HostRules([*policy.allow.rules, rule]), policy.deny)  # type: ignore[list-item]  # a Rule
+    before, after = openness(policy, ask), openness(wider, ask)
+    assert after >= before
+
+
+@given(asks, st.lists(deny_rules, max_size=3))
+def test_no_allow_rule_permits_nothing(ask: Ask, denied: list[object]) -> None:
+    """An empty allow list denies every question."""
+    assert isinstance(decide(Policy(HostRules(), HostRules(denied)), ask), Denial)  # type: ignore[arg-type]  # Rules
+
+
+@given(policies, asks, hosts)
+def test_claiming_more_hosts_never_permits_more(policy: Policy, ask: Ask, other: str) -> None:
+    """One more claimed name cannot open anything."""
+    assert openness(policy, replace(ask, also=(*ask.also, other))) <= openness(policy, ask)
+
+
+@given(policies, asks.map(lambda ask: replace(ask, also=())))
+def test_a_lookup_is_denied_only_when_every_port_is(policy: Policy, ask: Ask) -> None:
+    """A name is looked up (port None) if, and only if, a flow to it could be permitted on some port."""
+    unresolved = replace(ask, addresses=None)
+    flows = max(openness(policy, replace(unresolved, port=port)) for port in PORTS)
+    lookup = openness(policy, replace(unresolved, port=None))
+    if host_address(ask.host) is None:
+        assert (lookup > 0) == (flows > 0)
