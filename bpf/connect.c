@@ -39,8 +39,10 @@ static __always_inline void forget(struct bpf_sock_addr *ctx)
 		sockets.sk_storage_delete(ctx->sk);
 }
 
-/* Where to steer to: the port (network order) of our listener, 0 to leave the socket alone, or -1 to refuse. */
-static __always_inline int steer(struct bpf_sock_addr *ctx, struct nono_origin *origin)
+/* Where to steer to: the port (network order) of our listener, 0 to leave the socket alone, or -1 to refuse.
+ * `if_datagram`: the reason to give where only the datagram is at fault.
+ */
+static __always_inline int steer(struct bpf_sock_addr *ctx, struct nono_origin *origin, __u32 if_datagram)
 {
 	struct nono_settings *set = current_settings();
 	bool dns = origin->destination.port_be == bpf_htons(DNS_PORT);
@@ -66,7 +68,7 @@ static __always_inline int steer(struct bpf_sock_addr *ctx, struct nono_origin *
 		return 0;
 	}
 	if (!stream && !dns) {
-		report_denial(origin, NONO_DENY_DATAGRAM);
+		report_denial(origin, if_datagram);
 		return -1;
 	}
 	if (!set->alive) {
@@ -88,7 +90,7 @@ int connect4(struct bpf_sock_addr *ctx)
 
 	store_v4(origin.destination.addr, ctx->user_ip4);
 	origin.destination.port_be = ctx->user_port;
-	port_be = steer(ctx, &origin);
+	port_be = steer(ctx, &origin, NONO_DENY_DATAGRAM_CONNECT);
 	if (port_be < 0)
 		return REFUSE;
 	if (port_be) {
@@ -106,7 +108,7 @@ int connect6(struct bpf_sock_addr *ctx)
 
 	store_v6(origin.destination.addr, ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]);
 	origin.destination.port_be = ctx->user_port;
-	port_be = steer(ctx, &origin);
+	port_be = steer(ctx, &origin, NONO_DENY_DATAGRAM_CONNECT);
 	if (port_be < 0)
 		return REFUSE;
 	if (port_be) {

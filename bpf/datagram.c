@@ -14,7 +14,7 @@ int sendmsg4(struct bpf_sock_addr *ctx)
 
 	store_v4(origin.destination.addr, ctx->user_ip4);
 	origin.destination.port_be = ctx->user_port;
-	port_be = steer(ctx, &origin);
+	port_be = steer(ctx, &origin, NONO_DENY_DATAGRAM);
 	if (port_be < 0)
 		return REFUSE;
 	if (port_be) {
@@ -31,7 +31,7 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 
 	store_v6(origin.destination.addr, ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]);
 	origin.destination.port_be = ctx->user_port;
-	port_be = steer(ctx, &origin);
+	port_be = steer(ctx, &origin, NONO_DENY_DATAGRAM);
 	if (port_be < 0)
 		return REFUSE;
 	if (port_be) {

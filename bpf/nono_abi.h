@@ -26,6 +26,7 @@ enum nono_reason {
 	NONO_DENY_DATAGRAM = 2,      /* a datagram to somewhere else than a resolver */
 	NONO_DENY_SOCKET = 3,        /* a kind of socket that no rule can judge */
 	NONO_DENY_NO_RECORD = 4,     /* the destination could not be remembered */
+	NONO_DENY_DATAGRAM_CONNECT = 5, /* as DATAGRAM, by connect(2): getaddrinfo does that to sort its answers */
 };
 
 struct nono_process {

@@ -12,6 +12,7 @@ import os
 import resource
 import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -38,9 +39,11 @@ from nono_ebpf.sandbox import handover, privileges
 
 _DRAIN_S = 2.0  # for bytes that a client sent before it ended
 
+_DATAGRAM = "datagrams go to a resolver only (port 53); clients of QUIC fall back to TCP"
 _KERNEL_REASONS = {
     abi.Reason.NOT_SERVED: "no proxy is alive to judge it",
-    abi.Reason.DATAGRAM: "datagrams go to a resolver only (port 53); clients of QUIC fall back to TCP",
+    abi.Reason.DATAGRAM: _DATAGRAM,
+    abi.Reason.DATAGRAM_CONNECT: _DATAGRAM,
     abi.Reason.SOCKET: "only TCP and UDP sockets can be judged",
     abi.Reason.NO_RECORD: "the kernel could not remember its destination",
 }
@@ -69,6 +72,8 @@ def main() -> None:
     except NonoError as error:
         sys.stderr.write(f"nono-ebpf: proxy: {error}\n")
         sys.exit(1)
+    sys.stderr.flush()
+    os._exit(0)  # nothing is left to tidy, and the command's caller waits
 
 
 def _handles(plan: handover.ProxyPlan, fds: list[int]) -> Handles:
@@ -102,7 +107,7 @@ async def _serve(plan: handover.ProxyPlan, handles: Handles, lifeline: socket.so
         origin = origins.take(connection)
         await dns.handle_tcp(connection, origin.process if origin else None)
 
-    _watch_denials(DenialReader(handles.denials), names.name_of, sink.write)
+    take_denials = _watch_denials(DenialReader(handles.denials), names.name_of, sink.write)
     async with asyncio.TaskGroup() as tasks:
         serving = [
             tasks.create_task(relay.serve(handles.listeners.proxy)),
@@ -113,6 +118,7 @@ async def _serve(plan: handover.ProxyPlan, handles: Handles, lifeline: socket.so
         await _until_told(lifeline)
         for task in serving:
             task.cancel()
+    take_denials()
     await resolver.aclose()
     _say_goodbye(summary, sink)
 
@@ -131,22 +137,24 @@ def _endpoints(listeners: Listeners) -> frozenset[Endpoint]:
 
 def _watch_denials(
     reader: DenialReader, name_of: Callable[..., str | None], write: Callable[[Record], None]
-) -> None:
-    """Every refusal that never reached us becomes a record."""
+) -> Callable[[], None]:
+    """Every refusal that never reached us becomes a record, soon or when the function returned is called."""
 
     def take() -> None:
         for reason, origin in reader.read():
             destination = abi.origin_of(origin).destination
             # getaddrinfo connects a datagram socket to each of its answers to sort them (RFC 6724), and takes a no.
-            if reason is not abi.Reason.DATAGRAM or name_of(destination.address) is None:
+            if reason is not abi.Reason.DATAGRAM_CONNECT or name_of(destination.address) is None:
                 write(_kernel_record(reason, origin))
 
     asyncio.get_running_loop().add_reader(reader.fileno(), take)
+    return take
 
 
 def _kernel_record(reason: abi.Reason, raw: abi.nono_origin) -> Record:
     origin = abi.origin_of(raw)
     record = open_record("kernel", "kernel", origin.process)
+    record.timestamp_unix_ms -= (time.monotonic_ns() - raw.seen_ns) // 1_000_000
     if reason is abi.Reason.SOCKET:
         protocol = raw.destination.protocol
         record.target = f"{_PROTOCOLS.get(protocol, f'protocol {protocol}')} socket"

@@ -94,8 +94,8 @@ def without_query(target: str) -> str:
 def to_line(record: Record) -> bytes:
     """The record as one line of ASCII JSON with its line feed. Never raises for hostile text."""
     fields = {name: _bounded(value) for name, value in msgspec.to_builtins(record).items()}
-    # json escapes C0 and everything outside ASCII; DEL is the one control character it leaves.
-    return json.dumps(fields, separators=(",", ":")).replace("\x7f", "\\u007f").encode("ascii") + b"\n"
+    # ensure_ascii, json's default, escapes DEL and everything outside ASCII.
+    return json.dumps(fields, separators=(",", ":")).encode("ascii") + b"\n"
 
 
 def from_line(line: bytes) -> Record:

@@ -137,4 +137,6 @@ def _why(result: dict[str, Any], records: Sequence[Record]) -> Text:
     allowed = [record for record in during if record.decision == "allow" and record.rule]
     if denied:
         return Text(denied[-1].reason or "denied")
-    return Text(f"rule {allowed[-1].rule}" if allowed else "?")
+    if allowed:
+        return Text(f"rule {allowed[-1].rule}")
+    return Text("the kernel itself: it takes a capability that the sandbox has not")

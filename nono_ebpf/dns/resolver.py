@@ -275,9 +275,12 @@ def _stub(text: str, nameservers: Sequence[Endpoint] | None) -> dns.asyncresolve
     """A stub resolver for the resolv.conf `text`. Raises DNSException or ValueError if it has no server."""
     stub = dns.asyncresolver.Resolver(configure=False)
     stub.cache = None
-    if nameservers is None:
+    try:
         stub.read_resolv_conf(io.StringIO(text))
-    else:
+    except dns.resolver.NoResolverConfiguration:
+        if nameservers is None:
+            raise
+    if nameservers is not None:
         stub.nameservers = [
             dns.nameserver.Do53Nameserver(str(each.address), each.port) for each in nameservers
         ]

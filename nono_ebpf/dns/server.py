@@ -15,6 +15,7 @@ sandbox's network namespace; each is owned, and closed, by the method that gets 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import asyncio_dgram
 import dns.rcode
 import dns.rdatatype
+from asyncio_dgram.aio import DatagramServer
 
 from nono_ebpf.audit.record import SEARCH_LIST, open_record
 from nono_ebpf.dns.limits import Limits
@@ -282,6 +284,9 @@ class _TcpSession:
     async def _send(self, data: bytes) -> None:
         try:
             async with self._sending, asyncio.timeout(self._limits.tcp_write_s):
+                if self._writer.is_closing():
+                    # Another answer's deadline has passed; writing now is an error on uvloop.
+                    return
                 self._writer.write(data)
                 await self._writer.drain()
         except OSError:
@@ -361,10 +366,13 @@ def _emptiness(answer: Answer) -> str:
     return "no such name" if answer.rcode == dns.rcode.NXDOMAIN else "no address of this family"
 
 
-async def _unconnected(sock: socket.socket) -> asyncio_dgram.aio.DatagramServer:
-    stream = await asyncio_dgram.from_socket(sock)
-    if not isinstance(stream, asyncio_dgram.aio.DatagramServer):
-        stream.close()
+async def _unconnected(sock: socket.socket) -> DatagramServer:
+    # Told apart before asyncio-dgram does: its way with connected sockets does not work on uvloop.
+    with contextlib.suppress(OSError):
+        sock.getpeername()
+        sock.close()
+    stream = None if sock.fileno() < 0 else await asyncio_dgram.from_socket(sock)
+    if not isinstance(stream, DatagramServer):
         raise SandboxError("the DNS socket is connected to one client")
     return stream
 

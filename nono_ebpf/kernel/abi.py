@@ -38,6 +38,7 @@ class Reason(IntEnum):
     DATAGRAM = 2
     SOCKET = 3
     NO_RECORD = 4
+    DATAGRAM_CONNECT = 5
 
 
 class nono_process(ctypes.Structure):  # noqa: N801  # the name in nono_abi.h, which BTF is compared by

@@ -7,8 +7,6 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from pyroute2 import IPRoute
-
 from nono_ebpf.errors import SandboxError
 
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, kernel 5.14
@@ -66,6 +64,8 @@ class Listeners:
 
 def bring_up_loopback() -> None:
     """Configure `lo` of the current namespace."""
+    from pyroute2 import IPRoute  # 80 ms, in the one process that needs it
+
     with IPRoute() as route:
         index = route.link_lookup(ifname="lo")[0]
         route.link("set", index=index, state="up")

@@ -92,7 +92,7 @@ def decide(policy: Policy, ask: Ask) -> Permit | Denial | Resolve:
             return _not_allowed(policy, ask, name)
     # The first is the rule for ask.host, and none of them is None any more.
     rule = next(filter(None, allowing))
-    addresses = ask.addresses if ask.addresses is not None else _literal(ask.host, rule)
+    addresses = ask.addresses if ask.addresses is not None else _literal(policy, ask, rule)
     if addresses is None:
         return Resolve("localhost" if _is_localhost(ask.host) else ask.host)
     return _judge_addresses(policy, ask, rule, addresses)
@@ -103,6 +103,8 @@ def _judge_addresses(
 ) -> Permit | Denial:
     if not addresses:
         return _denied(ask, ask.host, "it has no address")
+    if any(each.own or each.address.is_loopback for each in addresses):
+        rule = _with_written_port(policy, ask, rule)
     for each in addresses:
         if denial := _judge_address(policy, ask, rule, each):
             return denial
@@ -168,6 +170,14 @@ def _allowing(policy: Policy, name: str, port: int | None) -> Rule | None:
     return max(_open_rules(policy, name), key=lambda rule: rule.names_port, default=None)
 
 
+def _with_written_port(policy: Policy, ask: Ask, rule: Rule) -> Rule:
+    """A rule that writes the port out, if there is one: a bare, more specific `rule` must not hide it."""
+    if rule.names_port or ask.port is None:
+        return rule
+    written = (each for each in policy.allow.matching(ask.host) if each.names_port)
+    return next((each for each in written if ask.port in (each.ports or ())), rule)
+
+
 def _open_rules(policy: Policy, name: str) -> list[Rule]:
     """The allow rules for `name` that have a port which no deny rule takes away, most specific first."""
     return [
@@ -177,13 +187,15 @@ def _open_rules(policy: Policy, name: str) -> list[Rule]:
     ]
 
 
-def _literal(host: str, rule: Rule) -> tuple[ResolvedAddress, ...] | None:
-    """The address that `host` is, unless it has to be known first whether it is this machine's own.
+def _literal(policy: Policy, ask: Ask, rule: Rule) -> tuple[ResolvedAddress, ...] | None:
+    """The address that the host is, unless it has to be known first whether it is this machine's own.
 
     With a written port that makes no difference, because a literal names its own address.
     """
-    address = host_address(host)
-    if address is None or not (rule.names_port or address.is_loopback):
+    address = host_address(ask.host)
+    if address is None:
+        return None
+    if not (address.is_loopback or _with_written_port(policy, ask, rule).names_port):
         return None
     return (ResolvedAddress(address, own=address.is_loopback, pinned=True),)
 

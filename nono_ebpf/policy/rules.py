@@ -77,6 +77,9 @@ class HostRules:
             for port in (None,) if rule.ports is None else sorted(rule.ports):
                 ports.setdefault(port, rule)
 
+    def __repr__(self) -> str:
+        return f"HostRules({list(self.rules)!r})"
+
     def match(self, host: str, port: int | None) -> Rule | None:
         """The most specific rule for the canonical `host` on `port`; for port None, one for any port."""
         if port is None:

@@ -66,17 +66,14 @@ class Exchange:
         self._had_body = not self._body.done
         self._websocket = http1.asks_for_websocket(head)
         self._interim_responses = 0
+        self._received_before = upstream.received_bytes
         self.status: int | None = None
 
     @property
     def repeatable(self) -> bool:
-        """Sending the request again has no effect that sending it once has not."""
-        return (
-            self._head.method in _REPEATABLE
-            and not self._had_body
-            and self.status is None
-            and self._interim_responses == 0
-        )
+        """The server has said nothing, and receiving the request twice would be the same to it as once."""
+        unanswered = self.upstream.received_bytes == self._received_before
+        return unanswered and self._head.method in _REPEATABLE and not self._had_body
 
     async def run(self) -> Outcome:
         """Relay the request and its response.

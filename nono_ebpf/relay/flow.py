@@ -126,33 +126,30 @@ class Flow:
             await self._serve_redirected(origin)
 
     async def _serve_explicit(self) -> None:
+        self._record.reason = "the client asked for nothing"
         head = await self._converse(addressed_to_proxy, "http")
         if head is None:
             return
+        self._drop_conversation()
+        self._record = self._open_record("flow", "connect")
+        self._record.method = head.method
         try:
             authority = http1.connect_authority(head)
         except ClientProtocolError as error:
-            self._note_malformed(error)
-            await self._refuse(refuse.malformed(error), Language.HTTP)
+            await self._refuse_malformed(error, Language.HTTP)
             return
-        self._record = self._open_record("flow", "connect")
-        self._conversation = None
         await self._serve_connect(authority)
 
     async def _serve_connect(self, authority: Authority) -> None:
         ask = Ask(host=authority.host, port=authority.port, identity=Identity.AUTHORITY)
-        self._record.method = "CONNECT"
         try:
             verdict = await self._judge(ask)
             if isinstance(verdict, Denial):
-                self._record.status = 403
                 await self._refuse(refuse.denied(verdict), Language.HTTP)
                 return
             upstream = await self._dial(verdict)
         except UpstreamError as error:
-            refusal = refuse.unreachable(error)
-            self._record.reason, self._record.status = str(error), refusal.status
-            await self._refuse(refusal, Language.HTTP)
+            await self._refuse_unreachable(error, Language.HTTP)
             return
         self._record.status = 200
         await self._client.send(_ESTABLISHED, self._limits.idle_s)
@@ -321,21 +318,25 @@ class Flow:
             self._upstream = None
             self._record.resolved_address = None
 
-    async def _refuse_unreachable(self, error: UpstreamError) -> None:
+    def _drop_conversation(self) -> None:
+        if self._conversation is not None:
+            self._conversation.close()
+            self._conversation = None
+
+    async def _refuse_unreachable(self, error: UpstreamError, language: Language | None = None) -> None:
         self._record.reason = str(error)
-        await self._refuse(refuse.unreachable(error))
+        await self._refuse(refuse.unreachable(error), language)
 
-    async def _refuse_malformed(self, error: ClientProtocolError) -> None:
-        self._note_malformed(error)
-        await self._refuse(refuse.malformed(error))
-
-    def _note_malformed(self, error: ClientProtocolError) -> None:
+    async def _refuse_malformed(self, error: ClientProtocolError, language: Language | None = None) -> None:
         self._record.decision, self._record.denial_category = "deny", PROTOCOL
         self._record.reason = str(error)
+        await self._refuse(refuse.malformed(error), language)
 
     async def _refuse(self, refusal: Refusal, language: Language | None = None) -> None:
         """Say no; without a `language`, in that of the client's first bytes."""
         self._drop_upstream()
         if language is None:
             language = await refuse.language_of(self._client, self._limits)
+        if language is Language.HTTP:
+            self._record.status = refusal.status
         await refuse.answer(self._client, refusal, language, self._limits)

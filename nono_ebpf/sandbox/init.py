@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import socket
 import sys
 from collections.abc import Mapping
@@ -131,12 +132,11 @@ def _execute(command: Command, environment: Mapping[str, str]) -> NoReturn:
         signals.restore_defaults()
         os.umask(command.umask)
         os.execvpe(command.argv[0], command.argv, environment)  # noqa: S606  # the command itself
-    except FileNotFoundError:
-        _say(f"{command.argv[0]}: command not found")
-        status = NOT_FOUND
     except OSError as error:
-        _say(f"{command.argv[0]}: {error.strerror}")
-        status = NOT_EXECUTABLE
+        # A directory of PATH that is closed to the account makes "not found" look like "permission denied".
+        found = "/" in command.argv[0] or shutil.which(command.argv[0], os.F_OK, environment.get("PATH"))
+        status = NOT_EXECUTABLE if found and not isinstance(error, FileNotFoundError) else NOT_FOUND
+        _say(f"{command.argv[0]}: {error.strerror if status == NOT_EXECUTABLE else 'command not found'}")
     finally:
         os._exit(status)
 

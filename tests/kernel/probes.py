@@ -132,6 +132,11 @@ def mptcp(address: str, port: int, payload: str) -> Report:
 
 
 @kind
+def mptcp_mapped(address: str, port: int, payload: str) -> Report:
+    return mptcp(f"::ffff:{address}", port, payload)
+
+
+@kind
 def mptcp_fastopen(address: str, port: int, payload: str) -> Report:
     with open_stream(address, IPPROTO_MPTCP) as stream:
         stream.setblocking(True)  # or sendto would report EINPROGRESS

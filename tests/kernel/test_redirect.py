@@ -41,7 +41,7 @@ ALLOW = [
     for part in ("--allow-domain", rule)
 ]
 PAYLOAD = "ping"
-V4_ONLY, V6_ONLY = ["mapped"], ["v6only"]
+V4_ONLY, V6_ONLY = ["mapped", "mptcp_mapped"], ["v6only"]
 BOTH = [
     "plain", "bound_any", "bound_loopback", "nonblocking", "fastopen_sendto", "fastopen_connect", "mptcp",
     "mptcp_fastopen", "reconnected",
@@ -79,7 +79,7 @@ def test_redirected(world: World, kind: str, address: str) -> None:
     run = _probe(world, kind, address, PORT, PAYLOAD)
     met = run.json()
     assert met.get("reply") == _summed(PAYLOAD), run
-    asked = f"::ffff:{address}" if kind == "mapped" else address
+    asked = f"::ffff:{address}" if "mapped" in kind else address
     assert met["peer"] == [asked, PORT]
     flow = _flow(run, address, PORT, "allow")
     assert (flow["comm"], flow["uid"], flow["bytes_sent"]) == (f"probe-{kind}"[:15], 65534, len(PAYLOAD)), (
@@ -179,16 +179,23 @@ def test_dns_answers_come_from_whom_was_asked(world: World, server: str) -> None
     met = run.json()
     assert {tuple(met[way]) for way in ("recvfrom", "recvmsg", "getpeername")} == {(server, 53)}, run
     _assert_answers(met["answer"], query)
-    assert {record["target"] for record in run.flows("allow", event="dns")} == {NAME}
+    _assert_asked(run, "probe-dns_datagrams")
 
 
 @pytest.mark.parametrize("server", ["9.9.9.9", "2620:fe::fe", "::ffff:9.9.9.9"])
 def test_dns_over_tcp(world: World, server: str) -> None:
     """DNS over TCP goes to our resolver too, and getpeername shows the server that was asked."""
     query = dns.message.make_query(NAME, "A")
-    met = _probe(world, "dns_stream", server, query.to_wire().hex()).json()
-    assert met.get("getpeername") == [server, 53], met
-    _assert_answers(met["answer"], query)
+    run = _probe(world, "dns_stream", server, query.to_wire().hex())
+    assert run.json().get("getpeername") == [server, 53], run
+    _assert_answers(run.json()["answer"], query)
+    _assert_asked(run, "probe-dns_stream")
+
+
+def _assert_asked(run: Run, comm: str) -> None:
+    """Every lookup is in the audit log, with the process that asked."""
+    asked = {(record["target"], record.get("comm")) for record in run.flows("allow", event="dns")}
+    assert asked == {(NAME, comm[:15])}, run.records
 
 
 def _assert_answers(wire: str, query: dns.message.Message) -> None:
@@ -214,7 +221,14 @@ def test_datagrams_are_refused(world: World) -> None:
     assert _reached(world, "udp") == []
 
 
-REFUSED_SOCKETS = {
+KEPT = {
+    "tcp": [2, 1, 6],
+    "tcp6": [10, 1, 0],
+    "udp": [2, 2, 17],
+    "unix": [1, 1, 0],
+    "netlink-route": [16, 3, 0],
+}
+INTERNET = {
     "raw": [2, 3, 255],
     "raw-icmp": [2, 3, 1],
     "raw-v6": [10, 3, 58],
@@ -225,28 +239,27 @@ REFUSED_SOCKETS = {
     "udplite": [2, 2, 136],
     "udplite-v6": [10, 2, 136],
     "dccp": [2, 6, 33],
+}
+OTHER_FAMILIES = {
     "packet": [17, 3, 0],
     "vsock": [40, 1, 0],
+    "vsock-datagram": [40, 2, 0],
     "xdp": [44, 3, 0],
     "alg": [38, 5, 0],
     "tipc": [30, 5, 0],
     "smc": [43, 1, 0],
+    "rds": [21, 5, 0],
+    "kcm": [41, 2, 0],
     "netlink-generic": [16, 3, 16],
     "netlink-audit": [16, 3, 9],
 }
 
 
-def test_other_sockets_are_refused(world: World) -> None:
+@pytest.mark.parametrize("refused", [INTERNET, OTHER_FAMILIES], ids=["internet", "other-families"])
+def test_other_sockets_are_refused(world: World, refused: dict[str, list[int]]) -> None:
     """Of all kinds of sockets a sandbox gets TCP, UDP, unix and the routing netlink: what can be judged."""
-    kept = {
-        "tcp": [2, 1, 6],
-        "tcp6": [10, 1, 0],
-        "udp": [2, 2, 17],
-        "unix": [1, 1, 0],
-        "netlink-route": [16, 3, 0],
-    }
-    met = _probe(world, "sockets", json.dumps(REFUSED_SOCKETS | kept)).json()
-    assert {name for name, refused in met.items() if refused is None} == set(kept)
+    met = _probe(world, "sockets", json.dumps(refused | KEPT)).json()
+    assert {name for name, error in met.items() if error is None} == set(KEPT)
 
 
 def test_own_loopback_is_untouched(world: World) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 SERVER_NAME, ALPN, SUPPORTED_GROUPS, ENCRYPTED_CLIENT_HELLO = 0, 16, 10, 0xFE0D
 

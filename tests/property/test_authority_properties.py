@@ -46,7 +46,7 @@ def form(text: str) -> str | None:
 @example("0x.0x")
 @example("\udfff.com")
 def test_a_host_is_canonical_or_refused(text: str) -> None:
-    """Any text has a form or is an InvalidAuthority; a form is a plain name or an address, and is its own form."""
+    """Any text is an InvalidAuthority or has a form: a plain name or an address, and its own form."""
     host = form(text)
     if host is None:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nono_ebpf.authority import host_address
@@ -14,28 +14,14 @@ from nono_ebpf.policy.address import ALWAYS_DENIED_NAMES, always_denied
 from nono_ebpf.policy.decide import Ask, Denial, Permit, Resolve, decide
 from nono_ebpf.policy.rules import HostRules, Policy, parse_allow_rule, parse_deny_rule
 
-NAMES = ["a.com", "b.a.com", "c.org", "localhost", "x.localhost", "metadata.google.internal"]
-LITERALS = [
-    "10.0.0.1",
-    "93.184.216.34",
-    "127.0.0.1",
-    "169.254.169.254",
-    "::1",
-    "2001:db8::1",
-    "64:ff9b::a00:1",
-]
-PORTS = [22, 80, 443]
+# Few of each, so that rules, questions and answers meet.
+NAMES = ["a.com", "b.a.com", "localhost", "metadata"]
+LITERALS = ["10.0.0.1", "127.0.0.1", "169.254.169.254", "64:ff9b::a00:1"]
+PORTS = [22, 443]
 
 hosts = st.sampled_from(NAMES + LITERALS)
 spelled = st.sampled_from(
-    [
-        "*",
-        "*.a.com",
-        "*.com",
-        "*.localhost",
-        *NAMES,
-        *(f"[{each}]" if ":" in each else each for each in LITERALS),
-    ]
+    ["*", "*.a.com", *NAMES, *(f"[{each}]" if ":" in each else each for each in LITERALS)]
 )
 ports = st.sampled_from(PORTS)
 texts = st.builds(lambda host, port: f"{host}:{port}" if port else host, spelled, st.none() | ports)
@@ -67,7 +53,7 @@ def openness(policy: Policy, ask: Ask) -> int:
 
 @given(policies, asks)
 def test_an_answer_fits_its_question(policy: Policy, ask: Ask) -> None:
-    """Always one of three answers: a lookup only where one is needed, endpoints only out of what was judged."""
+    """Always one of three answers; endpoints are exactly the addresses that were judged, in their order."""
     match decide(policy, ask):
         case Resolve(host):
             assert ask.addresses is None
@@ -87,7 +73,7 @@ def test_an_answer_fits_its_question(policy: Policy, ask: Ask) -> None:
 
 @given(policies, asks)
 def test_nothing_permitted_is_always_denied(policy: Policy, ask: Ask) -> None:
-    """No rule leads to a metadata name or to an address that is never reachable, nor to an own one by default."""
+    """No rule leads to metadata or to a denied address, nor to loopback without a written port."""
     verdict = decide(policy, ask)
     if isinstance(verdict, Permit):
         assert not ALWAYS_DENIED_NAMES & {ask.host, *ask.also}
@@ -104,8 +90,13 @@ def test_a_deny_rule_never_permits_more(policy: Policy, ask: Ask, rule: object) 
 
 
 @given(policies, asks, allow_rules)
+@example(
+    Policy(HostRules([parse_allow_rule("*:443", "allow")]), HostRules()),
+    Ask("127.0.0.1", 443, Identity.ADDRESS),
+    parse_allow_rule("127.0.0.1", "allow"),
+)
 def test_an_allow_rule_never_permits_less(policy: Policy, ask: Ask, rule: object) -> None:
-    """With one more allow rule no answer is more closed, except that an own address may have to be found out."""
+    """With one more allow rule no answer is more closed."""
     wider = Policy(HostRules([*policy.allow.rules, rule]), policy.deny)  # type: ignore[list-item]  # a Rule
     before, after = openness(policy, ask), openness(wider, ask)
     assert after >= before
@@ -127,7 +118,7 @@ def test_claiming_more_hosts_never_permits_more(policy: Policy, ask: Ask, other:
 def test_a_lookup_is_denied_only_when_every_port_is(policy: Policy, ask: Ask) -> None:
     """A name is looked up (port None) if, and only if, a flow to it could be permitted on some port."""
     unresolved = replace(ask, addresses=None)
-    flows = max(openness(policy, replace(unresolved, port=port)) for port in PORTS)
+    flows = max(openness(policy, replace(unresolved, port=port)) for port in (80, *PORTS))
     lookup = openness(policy, replace(unresolved, port=None))
     if host_address(ask.host) is None:
         assert (lookup > 0) == (flows > 0)

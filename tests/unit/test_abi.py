@@ -15,7 +15,7 @@ import pytest
 
 from nono_ebpf.kernel import abi
 from nono_ebpf.kernel.loader import SOURCES
-from tests.kit.expect import require
+from kit.expect import require
 
 STRUCTS = ("nono_process", "nono_destination", "nono_origin", "nono_source", "nono_denial", "nono_settings")
 ENUMS = {

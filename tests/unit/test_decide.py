@@ -212,6 +212,13 @@ def test_a_loopback_literal_needs_its_port_listed(host: str) -> None:
     assert denial(policy(f"* {spelled}"), ask(host, 80)).remedy == f"--allow-domain {spelled}:80"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.168.1.5"])
+def test_a_bare_rule_does_not_hide_a_written_port(host: str) -> None:
+    """A bare rule for the host and a general rule with the port: the port counts as listed."""
+    verdict = decide(policy(f"{host} *:443"), ask(host, 443))
+    assert isinstance(verdict, Permit)
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "192.168.1.5"])
 def test_a_name_cannot_stand_for_this_machine(address: str) -> None:
     """Rebinding: an own address behind a name is refused, also where the rule has a port."""

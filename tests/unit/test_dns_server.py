@@ -155,7 +155,7 @@ def test_a_permitted_name_gets_its_real_addresses_and_is_remembered() -> None:
             for text in ("203.0.113.1", "203.0.113.2", "2001:db8::1"):
                 assert b.names.name_of(ip_address(text)) == "a.test"
             assert [record.resolved_address for record in b.records] == [
-                "203.0.113.1:0 203.0.113.2:0".replace(":0", ""),
+                "203.0.113.1 203.0.113.2",
                 "2001:db8::1",
             ]
             first = b.records[0]
@@ -584,7 +584,7 @@ def test_the_window_forgets_everything_at_its_end() -> None:
     assert [window.judge(key) for key in keys] == first
 
 
-# --- sockets -------------------------------------------------------------------------------------------------
+# --- sockets ---
 
 
 @asynccontextmanager
@@ -642,7 +642,6 @@ def test_datagrams_are_answered_to_their_sender(family: socket.AddressFamily, ru
             with socket.socket(family, socket.SOCK_DGRAM) as client:
                 for garbage in (b"", b"\xff" * 40, b"\0" * 12, os.urandom(600)):
                     client.sendto(garbage, (address, port))
-                client.bind((address, 0)) if client.getsockname()[1] == 0 else None
                 source = client.getsockname()[1]
             query = dns.message.make_query("a.test", "A")
             response = await dns.asyncquery.udp(query, address, port=port, timeout=5)
@@ -664,8 +663,8 @@ def test_slow_names_do_not_hold_up_others(run: Run) -> None:
             waiting = asyncio.create_task(dns.asyncquery.udp(slow, address, port=port, timeout=5))
             while not b.upstream.seen:
                 await asyncio.sleep(0)
+            extra = dns.message.make_query("four.test", "A")
             with pytest.raises(dns.exception.Timeout):
-                extra = dns.message.make_query("four.test", "A")
                 await dns.asyncquery.udp(extra, address, port=port, timeout=0.05)
             b.upstream.gate.set()
             assert len(addresses(await waiting)) == 2
@@ -824,7 +823,7 @@ async def main():
     async with t.box("a.test", "big.test") as b, t.udp(b), t.tcp(b) as (reader, writer, _):
         queries = [
             dns.message.make_query(name, rdtype, use_edns=0, options=[dns.edns.ECSOption("203.0.113.0", 24)])
-            for name in ("a.test", "A.test", "evil.test", "localhost", "xn--bcher-kva.test", "1.0.0.127.in-addr.arpa")
+            for name in ("a.test", "A.test", "evil.test", "localhost", "xn--bcher-kva.test", "7.in-addr.arpa")
             for rdtype in ("A", "AAAA", "HTTPS", "TXT", "PTR", "TYPE65280")
         ]
         sys.meta_path[:] = [NoImports()]

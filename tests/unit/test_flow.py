@@ -259,7 +259,7 @@ def test_client_end_without_a_byte_is_passed_on(run: Run) -> None:
 
 
 def test_unknown_address_uses_the_server_name(run: Run) -> None:
-    """Without a name for the address, the hello's name is judged, and its owner dialled: not the client's address."""
+    """Without a name for the address, the hello's name is judged, and its owner is dialled."""
 
     async def script() -> None:
         async with Relaying("a.test") as it:

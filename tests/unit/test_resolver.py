@@ -481,7 +481,7 @@ async def main(directory):
         sys.meta_path[:] = [NoImports()]
         assert len(await resolver.lookup("alias.test")) == 2
         assert len(await resolver.lookup("xn--bcher-kva.example")) == 1
-        assert resolver.search_list() == ()
+        assert resolver.search_list() == ("corp.test",)
         try:
             await resolver.lookup("missing.test")
         except UpstreamError:

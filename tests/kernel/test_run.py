@@ -1,0 +1,422 @@
+"""`nono-ebpf run` as a program that runs another: status, signals, terminal, privileges, view, bad input, cleaning up."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from kit.expect import require
+from nono_ebpf.kernel import bpffs, cgroup
+from nono_ebpf.sandbox import state
+
+if TYPE_CHECKING:
+    from kit.machine import Machine
+
+pytestmark = [pytest.mark.root, pytest.mark.kernel]
+
+PROGRAM = [sys.executable, "-I", "-m", "nono_ebpf"]
+RUN = [*PROGRAM, "run", "--user", "nobody"]
+
+
+def run(
+    *command: str, options: tuple[str, ...] = (), timeout: float = 60, **more: object
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*RUN, *options, "--", *command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        cwd="/",
+        **more,  # type: ignore[call-overload]
+    )
+
+
+def leftovers() -> list[Path]:
+    """What outlives a process, and whose supervisor is gone: other sandboxes may be running on this machine."""
+    places = (state.STATE, bpffs.PINS, cgroup.hierarchy() / state.GROUP)
+    return [entry for place in places for entry in place.glob("*/") if not _is_alive(entry.name)]
+
+
+def _is_alive(name: str) -> bool:
+    try:
+        with (state.STATE / name / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """Every test leaves the machine as it found it."""
+    run("true")  # cleans up what others may have left
+    yield
+    assert leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)],
+)
+def test_exit_status_is_the_commands(script: str, status: int) -> None:
+    """As a shell reports it, 128 + signal included."""
+    assert run("sh", "-c", script).returncode == status
+
+
+def test_a_command_that_does_not_exist_is_127() -> None:
+    """One line that names it."""
+    done = run("no-such-program")
+    assert (done.returncode, done.stderr) == (127, "nono-ebpf: no-such-program: command not found\n")
+
+
+def test_a_command_that_cannot_be_run_is_126() -> None:
+    """One line with the reason."""
+    done = run("/etc/passwd")
+    assert (done.returncode, done.stderr) == (126, "nono-ebpf: /etc/passwd: Permission denied\n")
+
+
+def test_stdin_stdout_and_stderr_are_the_commands() -> None:
+    """Bytes pass through untouched, and nothing of ours is on stdout."""
+    done = subprocess.run([*RUN, "--", "sh", "-c", "cat; echo no >&2"], input=b"\0\xff", capture_output=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == (b"\0\xff", b"no\n", 0)
+
+
+def test_the_command_has_no_privilege() -> None:
+    """The account asked for, no capability in any set, no way to gain one."""
+    script = "id -u; id -g; grep -E '^(Cap|NoNewPrivs)' /proc/self/status"
+    uid, gid, *status = run("sh", "-c", script).stdout.split("\n")
+    assert (uid, gid) == ("65534", "65534")
+    fields = dict(line.split(":\t") for line in status if line)
+    assert fields.pop("NoNewPrivs") == "1"
+    assert set(fields.values()) == {"0" * 16}
+    assert len(fields) == 5
+
+
+def test_inherited_descriptors_are_closed() -> None:
+    """A socket of the caller's would be a way out that no hook sees."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        done = run("sh", "-c", "ls /proc/self/fd", pass_fds=[theirs.fileno()])
+    assert done.stdout.split() == ["0", "1", "2", "3"]  # 3: ls reading the directory
+
+
+def test_host_processes_are_out_of_sight() -> None:
+    """A pid namespace with a /proc of its own: nothing outside can be traced, signalled or read."""
+    script = "import os; print(sorted(int(p) for p in os.listdir('/proc') if p.isdigit()), os.getppid())"
+    assert run("/usr/bin/python3", "-c", script).stdout.strip() == "[1, 2] 1"
+
+
+@pytest.mark.parametrize("where", ["/tmp", "/run", "/var/tmp"])
+def test_sockets_of_host_daemons_are_hidden(where: str) -> None:
+    """Wherever they are; --allow-socket leaves one in sight."""
+    path = f"{where}/nono-ebpf-test-{os.getpid()}.sock"
+    script = f"import socket; socket.socket(socket.AF_UNIX).connect({path!r}); print('connected')"
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(path)
+        try:
+            daemon.listen()
+            Path(path).chmod(0o777)
+            hidden = run("/usr/bin/python3", "-c", script)
+            shown = run("/usr/bin/python3", "-c", script, options=("--allow-socket", path))
+        finally:
+            Path(path).unlink()
+    assert re.search("ConnectionRefused|FileNotFound|PermissionError", hidden.stderr)
+    assert hidden.returncode == 1
+    assert (shown.stdout, shown.returncode) == ("connected\n", 0)
+
+
+def test_a_daemon_that_restarts_stays_hidden() -> None:
+    """Its new socket, made under the same name while the sandbox runs, does not appear in it."""
+    path = Path(f"/run/nono-ebpf-test-{os.getpid()}.sock")
+    script = f"echo ready; read line; test -S {path} && echo seen || echo hidden"
+
+    def bind() -> socket.socket:
+        daemon = socket.socket(socket.AF_UNIX)
+        daemon.bind(str(path))
+        daemon.listen()
+        return daemon
+
+    with bind() as first, _started("sh", "-c", script) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+        first.close()
+        path.unlink()
+        with bind():
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "hidden\n"
+        path.unlink()
+
+
+@contextmanager
+def _started(*command: str, options: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*RUN, *options, "--", *command], text=True, cwd="/", **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill() if process.poll() is None else None
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT", "SIGUSR1"])
+def test_signals_are_passed_on(name: str) -> None:
+    """What another process sends to us is meant for the command, which decides."""
+    script = f"trap 'echo got {name}; exit 9' {name[3:]}; echo ready; while :; do sleep 0.05; done"
+    with _started("sh", "-c", script) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(getattr(signal, name))
+        assert process.stdout.readline() == f"got {name}\n"
+        assert process.wait(30) == 9
+
+
+class Terminal:
+    """An interactive bash on a pseudo-terminal of its own."""
+
+    def __init__(self) -> None:
+        self._pid, self._fd = pty.fork()
+        if self._pid == 0:
+            os.execve("/bin/bash", ["bash", "--norc", "--noprofile", "-i"], {"PATH": os.environ["PATH"], "PS1": "$ ", "TERM": "dumb"})
+        self._seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._fd, text.encode())
+
+    def expect(self, text: str, timeout: float = 40) -> None:
+        end = time.monotonic() + timeout
+        while text not in self._seen:
+            ready, _, _ = select.select([self._fd], [], [], max(0, end - time.monotonic()))
+            assert ready, f"{text!r} did not come; there is {self._seen!r}"
+            self._seen += os.read(self._fd, 4096).decode(errors="replace")
+        self._seen = self._seen.partition(text)[2]
+
+    def close(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        os.close(self._fd)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    opened = Terminal()
+    yield opened
+    opened.close()
+
+
+def test_the_terminal_interrupts_the_command_once(terminal: Terminal) -> None:
+    """Ctrl-C reaches the command, which may handle it, and only once; its status comes back."""
+    script = "trap 'n=$((n+1)); echo int$n' INT; echo rea''dy; for i in 1 2 3 4 5 6; do sleep 0.1; done; echo total $n; exit 4"
+    terminal.type(f"{' '.join(RUN)} -- bash -c {json.dumps(script).replace('$', chr(92) + '$')}\n")
+    terminal.expect("\nready")
+    terminal.type("\x03")
+    terminal.expect("int1")
+    terminal.expect("total 1")
+    terminal.type("echo status $?\n")
+    terminal.expect("\nstatus 4")
+
+
+def test_job_control_works(terminal: Terminal) -> None:
+    """Ctrl-Z gives the shell back, fg goes on where it was."""
+    terminal.type(f"{' '.join(RUN)} -- sh -c 'echo rea\"\"dy; cat'\n")
+    terminal.expect("\nready")
+    terminal.type("\x1a")
+    terminal.expect("Stopped")
+    terminal.type("fg\n")
+    terminal.type("hello\n")
+    terminal.expect("hello\r\nhello")
+    terminal.type("\x04")
+    terminal.type("echo status $?\n")
+    terminal.expect("\nstatus 0")
+
+
+def test_an_interactive_shell_works_inside(terminal: Terminal) -> None:
+    """It does job control of its own, and the terminal is ours again when it ends."""
+    terminal.type(f"{' '.join(RUN)} -- bash --norc --noprofile -i\n")
+    terminal.expect("$ ")
+    terminal.expect("$ ")
+    terminal.type("sleep 100\n")
+    terminal.type("\x1a")
+    terminal.expect("Stopped")
+    terminal.type("kill %1; exit 3\n")
+    terminal.type("echo status $?\n")
+    terminal.expect("\nstatus 3")
+
+
+BAD = {
+    "no command": (["--"], 2, "no command was given"),
+    "unknown option": (["--nonsense", "--", "true"], 2, "unrecognized arguments: --nonsense"),
+    "root": (["--user", "root", "--", "true"], 2, "never runs as root"),
+    "no such account": (["--user", "nobody-of-that-name", "--", "true"], 2, "no account"),
+    "bad host": (["--allow-domain", "exa mple.com", "--", "true"], 2, "exa mple.com"),
+    "embedded wildcard": (["--allow-domain", "www*.com", "--", "true"], 2, "www*.com"),
+    "bad port": (["--allow-domain", "example.com:99999", "--", "true"], 2, "99999"),
+    "unknown preset": (["--allow-domain", "@pythn", "--", "true"], 2, "@python"),
+    "no such profile": (["--profile", "/nonexistent.json", "--", "true"], 2, "No such file"),
+    "bad resolve": (["--resolve", "example.com:nowhere", "--", "true"], 2, "NAME:ADDRESS"),
+    "no such CA": (["--upstream-ca", "/nonexistent.pem", "--", "true"], 2, "No such file"),
+    "not a CA": (["--upstream-ca", "/etc/hostname", "--", "true"], 2, "no PEM certificate"),
+    "not a socket": (["--allow-socket", "/etc/passwd", "--", "true"], 2, "not a unix socket"),
+    "audit log in no directory": (["--audit-log", "/nonexistent/log", "--", "true"], 2, "No such file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_is_one_line_and_nothing_is_started(case: str) -> None:
+    """What was wrong, exit 2, no traceback; `_nothing_is_left` sees to the rest."""
+    options, status, text = BAD[case]
+    done = subprocess.run([*RUN, *options], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == status
+    assert text in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_a_profiles_typo_is_named_with_the_nearest_key(tmp_path: Path) -> None:
+    """Unknown keys are refused: an ignored rule would be a hole."""
+    profile = tmp_path / "p.json"
+    profile.write_text('{"network": {"allow_domian": ["example.com"]}}')
+    done = run("true", options=("--profile", str(profile)))
+    assert done.returncode == 2
+    assert "allow_domian" in done.stderr
+    assert "allow_domain" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_root_without_an_account_is_told_the_way_out() -> None:
+    """uid 0 keeps owning the kernel's files even without capabilities."""
+    environment = {name: value for name, value in os.environ.items() if name != "SUDO_UID"}
+    done = subprocess.run([*PROGRAM, "run", "--", "true"], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert "--user NAME" in done.stderr
+
+
+def _as_cgroup_v1_only(command: list[str]) -> list[str]:
+    hide = f"umount -l {cgroup.hierarchy()} && exec \"$@\""
+    return ["unshare", "--mount", "--propagation=private", "sh", "-ec", hide, "sh", *command]
+
+
+def test_a_machine_without_cgroup_v2_is_told_so() -> None:
+    """Before anything is started."""
+    done = subprocess.run(_as_cgroup_v1_only([*RUN, "--", "true"]), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "cgroup v2" in done.stderr
+
+
+def test_a_machine_without_bcc_is_told_what_to_install() -> None:
+    """PyPI's package of that name would not do."""
+    hide = "from nono_ebpf.kernel import loader; loader.bcc_is_installed = lambda: False; from nono_ebpf import cli; import sys; sys.exit(cli.main())"
+    done = subprocess.run([sys.executable, "-c", hide, *RUN[4:], "--", "true"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "python3-bpfcc" in done.stderr
+
+
+def test_programs_that_do_not_load_leave_nothing_half_attached() -> None:
+    """Loading is all or nothing, and the error is one line."""
+    broken = (
+        "from nono_ebpf.kernel import loader, hooks; import dataclasses, sys;"
+        "loader.HOOKS = (*loader.HOOKS[:-1], dataclasses.replace(loader.HOOKS[-1], attach_type=hooks.AttachType.SOCK_OPS));"
+        "from nono_ebpf import cli; sys.exit(cli.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", broken, *RUN[4:], "--", "true"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+    assert "nono-ebpf doctor" in done.stderr
+
+
+def test_dry_run_checks_everything_and_starts_nothing() -> None:
+    """It shows the rules with their sources."""
+    done = run("touch", "/tmp/nono-ebpf-was-here", options=("--dry-run", "--allow-domain", "example.com:8443"))
+    assert done.returncode == 0
+    assert "example.com:8443" in done.stdout
+    assert "--allow-domain" in done.stdout
+    assert not Path("/tmp/nono-ebpf-was-here").exists()
+
+
+def test_the_audit_log_follows_no_link_of_the_sandboxed_account(tmp_path: Path) -> None:
+    """A link planted where the account may write must not lead root's pen to a file of root's."""
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents:
+        if parent.owner() == "root" and not parent.stat().st_mode & 0o001:
+            parent.chmod(parent.stat().st_mode | 0o011)
+    victim = tmp_path / "victim"
+    victim.write_text("root's\n")
+    victim.chmod(0o600)
+    link = tmp_path / "audit.ndjson"
+    link.symlink_to(victim)
+    done = run("sh", "-c", "ping -c1 127.0.0.1", options=("--audit-log", str(link)))
+    assert done.returncode == 2
+    assert victim.read_text() == "root's\n"
+
+
+def test_a_crashed_supervisors_sandbox_is_cleaned_up_by_the_next_start() -> None:
+    """kill -9: the command dies with it, hooks and pins stand until a later start removes them."""
+    with _started("sh", "-c", "echo ready; exec sleep 1000") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+        assert process.stdout.read() == ""  # the command's end of the pipe is closed: it is gone
+        process.wait()
+    assert len(leftovers()) == 3
+    assert run("true").returncode == 0
+    assert leftovers() == []
+
+
+def test_a_running_sandbox_is_not_taken_for_a_stale_one() -> None:
+    """Two sandboxes at once, and starting the second leaves the first alone."""
+    with _started("sh", "-c", "echo ready; read line; echo still here") as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+        assert run("true").returncode == 0
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "still here\n"
+        assert process.wait(30) == 0
+
+
+def test_an_ordinary_user_gets_there_through_sudo(tmp_path: Path) -> None:
+    """The command runs as that user, with its environment, PATH, directory and umask; none of it in an argument list."""
+    require("sudo")
+    sudoers = tmp_path / "sudoers"
+    sudoers.write_text("Defaults env_reset\nDefaults secure_path=/usr/bin:/bin\nALL ALL=(ALL) NOPASSWD: ALL\n")
+    sudoers.chmod(0o440)
+    script = 'echo "$(id -u) $MY_KEY $PATH $PWD $(umask)"; cat /proc/[0-9]*/cmdline | grep -c s3cret'
+    command = [
+        *("unshare", "--mount", "--propagation=private", "sh", "-ec", f'mount --bind {sudoers} /etc/sudoers; exec "$@"', "sh"),
+        *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", 'umask 027; cd /var/tmp; exec "$@"', "sh"),
+        *("env", "-i", "PATH=/opt/agent/bin:/usr/bin:/bin", "MY_KEY=s3cret", *PROGRAM, "run", "--", "sh", "-c", script),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.splitlines()[:1] == ["65534 s3cret /opt/agent/bin:/usr/bin:/bin /var/tmp 0027"], done.stderr
+
+
+def test_the_sudo_flag_is_believed_from_sudo_alone() -> None:
+    """Another process's environment cannot be asked for by naming its pid."""
+    done = subprocess.run([*RUN, "--from-sudo", "1:022", "--", "env"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_denials_are_summed_up_at_the_end(machine: Machine) -> None:
+    """What, by whom, and the option that would permit it: on stderr, after the command."""
+    done = machine.run([], ["curl", "-sS", "--max-time", "10", "https://nowhere.test/"])
+    assert "denied" in done.stderr
+    assert "curl (pid " in done.stderr
+    assert "--allow-domain nowhere.test" in done.stderr
