@@ -5,8 +5,8 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 VENV := .venv
 BIN := $(VENV)/bin
 
-# To run: the distribution's bcc and the kernel's UAPI headers.
-RUN_PACKAGES := python3-bpfcc linux-libc-dev python3-venv sudo curl openssl
+# To run: the distribution's bcc and libseccomp bindings, the kernel's UAPI headers.
+RUN_PACKAGES := python3-bpfcc python3-seccomp linux-libc-dev python3-venv sudo curl openssl
 # To test: real clients, real servers, a compiler for probes that Python cannot write.
 TEST_PACKAGES := wget git redis-server redis-tools postgresql postgresql-client default-jdk-headless \
 	gcc libc6-dev iproute2 util-linux tcpdump strace
@@ -22,9 +22,10 @@ $(VENV)/.ready: pyproject.toml Makefile
 		$(SUDO) apt-get -q update && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -q install -y --no-install-recommends $$missing; fi
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip -q --disable-pip-version-check install -e '.[test]'
-	@# bcc is the distribution's and nothing else of it is to be seen: the venv gets that one package.
-	ln -sfn "$$($(PYTHON) -c 'import bcc, os; print(os.path.dirname(bcc.__file__))')" \
-		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bcc"
+	@# Of the distribution's Python packages the venv sees these two, and nothing else.
+	@site="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+	ln -sfn "$$($(PYTHON) -c 'import bcc, os; print(os.path.dirname(bcc.__file__))')" "$$site/bcc"; \
+	ln -sfn "$$($(PYTHON) -c 'import seccomp; print(seccomp.__file__)')" "$$site/"
 	@touch $@
 	@echo "ready: $(BIN)/nono-ebpf"
 

@@ -32,7 +32,10 @@ static __always_inline bool remember(struct bpf_sock_addr *ctx, const struct non
 	return true;
 }
 
-/* A socket that was redirected before, was disconnected (AF_UNSPEC), and now goes elsewhere. */
+/* A socket that was redirected before, was disconnected (AF_UNSPEC), and now goes elsewhere. Not for sendmsg: a socket
+ * may ask the resolver and talk to loopback by turns, and the kernel shows sendmsg4 the rewritten address of a connected
+ * socket whose destination is IPv4-mapped.
+ */
 static __always_inline void forget(struct bpf_sock_addr *ctx)
 {
 	if (ctx->sk)
@@ -64,7 +67,6 @@ static __always_inline int steer(struct bpf_sock_addr *ctx, struct nono_origin *
 	local = is_local(origin->destination.addr, set);
 	/* A client that was told of the proxy dials it itself: recorded like a redirected one, so that it has an owner. */
 	if (local && !dns && !(stream && origin->destination.port_be == set->proxy_port_be)) {
-		forget(ctx);
 		return 0;
 	}
 	if (!stream && !dns) {
@@ -83,6 +85,18 @@ static __always_inline int steer(struct bpf_sock_addr *ctx, struct nono_origin *
 	return dns ? set->dns_port_be : set->proxy_port_be;
 }
 
+/* An IPv4-mapped destination stays IPv4: ::1 would break a socket that is bound to a mapped address. */
+static __always_inline void rewrite6(struct bpf_sock_addr *ctx, const struct nono_origin *origin, int port_be)
+{
+	bool v4 = is_v4(origin->destination.addr);
+
+	ctx->user_ip6[0] = 0;
+	ctx->user_ip6[1] = 0;
+	ctx->user_ip6[2] = v4 ? bpf_htonl(0xffff) : 0;
+	ctx->user_ip6[3] = v4 ? bpf_htonl(0x7f000001) : bpf_htonl(1);
+	ctx->user_port = port_be;
+}
+
 int connect4(struct bpf_sock_addr *ctx)
 {
 	struct nono_origin origin = {};
@@ -93,14 +107,16 @@ int connect4(struct bpf_sock_addr *ctx)
 	port_be = steer(ctx, &origin, NONO_DENY_DATAGRAM_CONNECT);
 	if (port_be < 0)
 		return REFUSE;
-	if (port_be) {
-		ctx->user_ip4 = bpf_htonl(0x7f000001);
-		ctx->user_port = port_be;
+	if (!port_be) {
+		forget(ctx);
+		return PROCEED;
 	}
+	ctx->user_ip4 = bpf_htonl(0x7f000001);
+	ctx->user_port = port_be;
 	return PROCEED;
 }
 
-/* IPv4-mapped destinations come here, never to connect4: they stay IPv4 (::1 would break a mapped-bound socket). */
+/* IPv4-mapped destinations come here, never to connect4. */
 int connect6(struct bpf_sock_addr *ctx)
 {
 	struct nono_origin origin = {};
@@ -111,15 +127,11 @@ int connect6(struct bpf_sock_addr *ctx)
 	port_be = steer(ctx, &origin, NONO_DENY_DATAGRAM_CONNECT);
 	if (port_be < 0)
 		return REFUSE;
-	if (port_be) {
-		bool v4 = is_v4(origin.destination.addr);
-
-		ctx->user_ip6[0] = 0;
-		ctx->user_ip6[1] = 0;
-		ctx->user_ip6[2] = v4 ? bpf_htonl(0xffff) : 0;
-		ctx->user_ip6[3] = v4 ? bpf_htonl(0x7f000001) : bpf_htonl(1);
-		ctx->user_port = port_be;
+	if (!port_be) {
+		forget(ctx);
+		return PROCEED;
 	}
+	rewrite6(ctx, &origin, port_be);
 	return PROCEED;
 }
 
@@ -133,7 +145,8 @@ static __always_inline struct nono_origin *multipath_origin(struct bpf_sock_addr
 		return 0;
 	source.netns_cookie = bpf_get_netns_cookie(ctx);
 	source.port = sk->src_port;
-	STORE_END(source.addr, four != 0, sk->src_ip4, sk->src_ip6);
+	source.listener_port = bpf_ntohs(ctx->user_port);
+	STORE_END(source.addr, sk->family == AF_INET, sk->src_ip4, sk->src_ip6);
 	return multipath.lookup(&source);
 }
 

@@ -34,15 +34,8 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 	port_be = steer(ctx, &origin, NONO_DENY_DATAGRAM);
 	if (port_be < 0)
 		return REFUSE;
-	if (port_be) {
-		bool v4 = is_v4(origin.destination.addr);
-
-		ctx->user_ip6[0] = 0;
-		ctx->user_ip6[1] = 0;
-		ctx->user_ip6[2] = v4 ? bpf_htonl(0xffff) : 0;
-		ctx->user_ip6[3] = v4 ? bpf_htonl(0x7f000001) : bpf_htonl(1);
-		ctx->user_port = port_be;
-	}
+	if (port_be)
+		rewrite6(ctx, &origin, port_be);
 	return PROCEED;
 }
 

@@ -9,6 +9,7 @@ static __always_inline void own_end(struct bpf_sock_ops *ops, const struct nono_
 {
 	source->netns_cookie = bpf_get_netns_cookie(ops);
 	source->port = ops->local_port;
+	source->listener_port = bpf_ntohl(ops->remote_port);
 	STORE_END(source->addr, is_v4(origin->destination.addr), ops->local_ip4, ops->local_ip6);
 }
 
@@ -59,6 +60,7 @@ static __always_inline struct nono_origin *peer_origin(struct bpf_sockopt *ctx, 
 		return 0;
 	source->netns_cookie = bpf_get_netns_cookie(ctx);
 	source->port = bpf_ntohs(sk->dst_port);
+	source->listener_port = sk->src_port;
 	STORE_END(source->addr, sk->family == AF_INET, sk->dst_ip4, sk->dst_ip6);
 	return origins.lookup(source);
 }

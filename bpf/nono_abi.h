@@ -50,13 +50,15 @@ struct nono_origin {
 	__u64 seen_ns;               /* bpf_ktime_get_ns() */
 };
 
-/* The client's own end, as the accepting side sees it. */
+/* A connection, as the accepting side sees it: the client's own end, and the listener it came to (two connections of
+ * one end may go to two listeners; 0 for a datagram).
+ */
 struct nono_source {
 	__u64 netns_cookie;
 	__u8 addr[16];
 	__u16 port;
-	__u16 pad16;
-	__u32 pad32;
+	__u16 listener_port;
+	__u32 pad;
 };
 
 /* One record of the ring buffer. */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,8 @@ def _command(argv: Sequence[str]) -> tuple[str, ...]:
 
 def _check_machine() -> None:
     cgroup.hierarchy()
+    if importlib.util.find_spec("seccomp") is None:
+        raise ConfigError("seccomp", "libseccomp's Python binding is missing", hint="install python3-seccomp, or run `make setup`")
     if not loader.bcc_is_installed():
         raise ConfigError(
             "bcc",

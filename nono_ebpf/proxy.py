@@ -26,7 +26,7 @@ from nono_ebpf.config.load import restore_policy
 from nono_ebpf.dns.names import NameTable
 from nono_ebpf.dns.resolver import HostResolver, preload
 from nono_ebpf.dns.server import DnsServer
-from nono_ebpf.errors import NonoError
+from nono_ebpf.errors import NonoError, SandboxError
 from nono_ebpf.kernel import abi
 from nono_ebpf.kernel.netns import Listeners
 from nono_ebpf.kernel.origdst import Askers, SocketOrigins
@@ -65,7 +65,7 @@ def main() -> None:
     lifeline = socket.socket(fileno=int(sys.argv[1]))
     try:
         preload()
-        plan, fds = handover.receive(lifeline)
+        plan, fds = _received(lifeline)
         _give_up_root(plan)
         loop = uvloop.new_event_loop()
         loop.run_until_complete(_serve(plan, _handles(plan, fds), lifeline))
@@ -74,6 +74,13 @@ def main() -> None:
         sys.exit(1)
     sys.stderr.flush()
     os._exit(0)  # nothing is left to tidy, and the command's caller waits
+
+
+def _received(lifeline: socket.socket) -> tuple[handover.ProxyPlan, list[int]]:
+    try:
+        return handover.receive(lifeline)
+    except SandboxError:
+        sys.exit(1)  # the supervisor gave up, and has said why
 
 
 def _handles(plan: handover.ProxyPlan, fds: list[int]) -> Handles:

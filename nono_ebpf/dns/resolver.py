@@ -39,6 +39,7 @@ from nono_ebpf.dns.hosts import Reread, parse_hosts
 from nono_ebpf.dns.limits import Limits
 from nono_ebpf.errors import UpstreamError
 from nono_ebpf.model import IPAddress, ResolvedAddress
+from nono_ebpf.policy.address import embedded_ipv4
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -242,6 +243,8 @@ def is_own_address(address: IPAddress) -> bool:
     (net.ipv4.ip_nonlocal_bind).
     """
     if address.is_loopback:
+        return True
+    if address.version == 6 and any(is_own_address(embedded) for embedded in embedded_ipv4(address)):
         return True
     if _source_for(address) == address:
         return True

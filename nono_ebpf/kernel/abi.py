@@ -66,8 +66,8 @@ class nono_source(ctypes.Structure):  # noqa: N801  # as above
         ("netns_cookie", _u64),
         ("addr", _u8 * 16),
         ("port", _u16),
-        ("pad16", _u16),
-        ("pad32", _u32),
+        ("listener_port", _u16),
+        ("pad", _u32),
     )
 
 

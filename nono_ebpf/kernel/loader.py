@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import sysconfig
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -46,7 +47,7 @@ class Maps:
 
 def bcc_is_installed() -> bool:
     """The distribution's bcc, not PyPI's package of that name."""
-    return importlib.util.find_spec("bcc.libbcc") is not None
+    return bool(importlib.util.find_spec("bcc") and importlib.util.find_spec("bcc.libbcc"))
 
 
 class Loader:
@@ -77,7 +78,8 @@ class Loader:
             LoadError: with the compiler's or the verifier's words in `log`.
         """
         order = [str(pins), *(str(groups[side]) for side in Side)]
-        self._parent.send("\n".join(order).encode())
+        with suppress(BrokenPipeError):  # it has failed already, and says why
+            self._parent.send("\n".join(order).encode())
         answer, fds, _, _ = socket.recv_fds(self._parent, 1 << 20, len(MAPS))
         if len(fds) != len(MAPS):
             problem, _, log = answer.decode("utf-8", "replace").partition("\n")

@@ -6,6 +6,7 @@ Each probe makes the real thing (a program, an attachment, a namespace) in a chi
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import secrets
 import socket
@@ -137,6 +138,15 @@ def _namespaces() -> str:
     return "network, mount, pid, IPC, cgroup"
 
 
+def _seccomp() -> str:
+    if importlib.util.find_spec("seccomp") is None:
+        raise KernelError("import seccomp", errno.ENOENT)
+    actions = Path("/proc/sys/kernel/seccomp/actions_avail")
+    if not actions.exists() or "errno" not in actions.read_text().split():
+        raise KernelError("use seccomp filters", errno.ENOSYS, hint="the kernel lacks CONFIG_SECCOMP_FILTER")
+    return "filters, libseccomp's binding"
+
+
 def _ipv6() -> str:
     with socket.socket(socket.AF_INET6, socket.SOCK_STREAM):
         return "available"
@@ -156,5 +166,6 @@ _PROBES = (
     _Probe(
         "namespaces", "nothing but loopback, no host processes, no host daemons", "a kernel with CONFIG_*_NS", _namespaces
     ),
+    _Probe("seccomp", "other socket families, io_uring, terminal injection refused", "apt install python3-seccomp", _seccomp),
     _Probe("IPv6", "listeners for IPv6 destinations", "boot without ipv6.disable=1", _ipv6),
 )

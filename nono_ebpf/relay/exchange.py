@@ -166,8 +166,13 @@ class Exchange:
 
 
 async def _relay_body(
-    body: http1.Body, source: Stream, sink: Stream, limits: Limits, *, first: bytes = b"", chunked: bool |
-    None = None
+    body: http1.Body,
+    source: Stream,
+    sink: Stream,
+    limits: Limits,
+    *,
+    first: bytes = b"",
+    chunked: bool | None = None,
 ) -> None:
     """Relay a message body, `first` in front of it.
 

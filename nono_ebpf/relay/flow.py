@@ -275,8 +275,6 @@ class Flow:
             return await first_readable(self._client.sock, upstream.sock) is upstream.sock
 
     async def _tunnel(self, upstream: Upstream) -> None:
-        if self._client.at_eof:
-            await upstream.send(self._client.take_unread(), self._limits.idle_s)
         spliced = await tunnel(self._client, upstream, self._context)
         if spliced.ended != "eof":
             self._record.reason = spliced.problem

@@ -172,7 +172,7 @@ class Conversation:
         """Serve one request; True when the client's connection is ready for another."""
         record = self._new_record()
         self.requests += 1
-        record.method, record.path = head.method, without_query(head.target)
+        record.method = head.method
         received = -self._client.sent_bytes
         started = time.monotonic()
         try:
@@ -223,6 +223,8 @@ class Conversation:
 
     async def _judge(self, addressed: Addressed, record: Record) -> Permit | Denial:
         authority = addressed.authority
+        # Of the origin-form: an absolute-form target could hold userinfo.
+        record.path = without_query(addressed.target)
         record.identity, record.target, record.port = addressed.identity.value, authority.host, authority.port
         verdict = await self._context.judge(
             Ask(host=authority.host, port=authority.port, identity=addressed.identity, also=addressed.also)

@@ -22,7 +22,7 @@ from nono_ebpf.errors import NonoError, SandboxError
 from nono_ebpf.kernel import libc
 from nono_ebpf.kernel.cgroup import Cgroup
 from nono_ebpf.kernel.netns import Listeners, bring_up_loopback, open_listeners
-from nono_ebpf.sandbox import privileges, signals, view
+from nono_ebpf.sandbox import privileges, seccomp, signals, view
 
 NOT_FOUND, NOT_EXECUTABLE, OUR_FAULT = 127, 126, 125
 _READY = b"ready"
@@ -117,6 +117,7 @@ def _build(channel: socket.socket, groups: Groups, sandbox_view: view.View) -> N
     view.enter(sandbox_view)
     user = sandbox_view.user
     privileges.become(user.uid, user.gid, user.groups)
+    seccomp.confine()
 
 
 def _run(command: Command, added_environment: Mapping[str, str]) -> int:

@@ -253,7 +253,9 @@ def _authority(text: str, default_port: int | None) -> Authority:
     try:
         return parse_authority(text, default_port)
     except InvalidAuthority as error:
-        raise ClientProtocolError(str(error)) from error
+        # Userinfo is refused, and is not repeated in logs and answers: it holds passwords.
+        shown = text.rpartition("@")[2][:300]
+        raise ClientProtocolError(f"bad authority {shown!a}: {error.problem}") from error
 
 
 def host_field(authority: Authority) -> bytes:

@@ -164,6 +164,7 @@ def test_a_daemon_that_restarts_stays_hidden() -> None:
             process.stdin.write("\n")
             process.stdin.flush()
             assert process.stdout.readline() == "hidden\n"
+            assert process.wait(30) == 0
         path.unlink()
 
 
@@ -240,7 +241,9 @@ def test_job_control_works(terminal: Terminal) -> None:
     terminal.expect("\nready")
     terminal.type("\x1a")
     terminal.expect("Stopped")
+    terminal.expect("$ ")
     terminal.type("fg\n")
+    terminal.expect("cat'")
     terminal.type("hello\n")
     terminal.expect("hello\r\nhello")
     terminal.type("\x04")
@@ -253,10 +256,12 @@ def test_an_interactive_shell_works_inside(terminal: Terminal) -> None:
     terminal.type(f"{' '.join(RUN)} -- bash --norc --noprofile -i\n")
     terminal.expect("$ ")
     terminal.expect("$ ")
-    terminal.type("sleep 100\n")
+    terminal.type("sh -c 'echo u\"\"p; sleep 100'\n")
+    terminal.expect("up")
     terminal.type("\x1a")
     terminal.expect("Stopped")
     terminal.type("kill %1; exit 3\n")
+    terminal.expect("exit 3")
     terminal.type("echo status $?\n")
     terminal.expect("\nstatus 3")
 

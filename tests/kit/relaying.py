@@ -1,7 +1,7 @@
 """A relay on loopback with stand-ins for everything around it, so that a flow test reads as a script.
 
-The kernel's record is a dictionary from the client's source port, DNS and the name table are dictionaries, the
-audit log is a list, and both ends of every connection are `Peer`s in the test's own hands.
+The kernel's record is a dictionary from the client's source port, DNS and the name table are dictionaries,
+the audit log is a list, and both ends of every connection are `Peer`s in the test's own hands.
 
     async with Relaying("a.test") as it:
         client = await it.connect("a.test")
@@ -37,7 +37,7 @@ LOOPBACK = ip_address("127.0.0.1")
 PROCESS = Process(pid=4242, comm="script", uid=1000, cgroup_id=77)
 # What this sandbox was given for the names of a script: never dialled, so any address will do.
 FIRST_GIVEN = int(ip_address("198.18.0.2"))
-# No deadline ends before the script's own: a test goes on when something happens, never because time has passed.
+# No deadline ends before the script's own: a test goes on when something happens, not when time has passed.
 SCRIPT_S = 15
 LIMITS = Limits(
     sniff_s=30, first_bytes_s=30, refusal_wait_s=30, resolve_s=30, connect_s=30, keep_alive_s=30, linger_s=30
@@ -117,8 +117,8 @@ def listen() -> socket.socket:
 class Relaying:
     """The relay and what surrounds it.
 
-    `names` are permitted on the one upstream's port, and their address is loopback. `allow` may say `{port}` for that
-    port. `lookups` are the names the resolver was asked for.
+    `names` are permitted on the one upstream's port, and their address is loopback. `allow` may say
+    `{port}` for that port. `lookups` are the names the resolver was asked for.
     """
 
     def __init__(
@@ -220,5 +220,7 @@ class Relaying:
         self._serving.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._serving
-        for each in (*self._open, self.upstream, self._listener):
-            each.close()
+        for peer in self._open:
+            peer.close()
+        for listener in (self.upstream, self._listener):
+            listener.close()

@@ -19,7 +19,9 @@ targets = st.from_regex(r"/[!\"$-~]{0,20}", fullmatch=True)
 pieces = st.lists(st.binary(min_size=1, max_size=40), max_size=5)
 
 
-@given(tokens.filter(lambda text: text.upper() not in {"TRACE", "TRACK"}), targets, fields, st.binary(max_size=9))
+@given(
+    tokens.filter(lambda text: text.upper() not in {"TRACE", "TRACK"}), targets, fields, st.binary(max_size=9)
+)
 def test_what_was_written_is_read(
     method: str, target: str, fields: list[tuple[bytes, bytes]], tail: bytes
 ) -> None:

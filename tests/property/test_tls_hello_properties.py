@@ -44,7 +44,7 @@ def test_what_was_written_is_read(
 
 @given(hosts, sizes, st.integers(0, 300), st.integers(0, 255))
 def test_mutation_is_refused_or_understood(sni: str, sizes: list[int], where: int, value: int) -> None:
-    """A changed byte gives another answer or the documented error, never another exception; cutting changes nothing."""
+    """A changed byte gives an answer or the documented error, and cutting the stream changes neither."""
     data = bytearray(records(message((server_name(sni.encode()), alpn(b"h2"))), sizes))
     data[where % len(data)] = value
     whole = outcome(bytes(data))
@@ -55,7 +55,7 @@ def test_mutation_is_refused_or_understood(sni: str, sizes: list[int], where: in
 
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes(data: bytes) -> None:
-    """Anything is classified or refused with the documented error, and a longer prefix never changes a verdict."""
+    """Anything is classified or refused as documented, and a longer prefix never changes a verdict."""
     verdict: object = NEED_MORE
     for size in range(len(data) + 1):
         try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import ssl
 from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
+import trustme
 from kit.hellos import client_hello
 from kit.relaying import LIMITS, LOOPBACK, PROCESS, Relaying, Run, run
 
@@ -514,6 +516,36 @@ def test_idle_flow_ends(run: Run) -> None:
     run(script())
 
 
+def test_real_tls_end_to_end(run: Run) -> None:
+    """A TLS client verifies the server's own certificate through the relay, in the flow's one connection."""
+    authority = trustme.CA()
+    server_side, client_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("a.test").configure_cert(server_side)
+    authority.configure_trust(client_side)
+
+    async def script() -> None:
+        async with Relaying("a.test") as it:
+
+            async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                writer.write((await reader.readexactly(4)).upper())
+                writer.close()
+                await writer.wait_closed()
+
+            async with await asyncio.start_server(serve, sock=it.upstream, ssl=server_side):
+                client = await it.connect("a.test")
+                reader, writer = await asyncio.open_connection(
+                    sock=client.sock, ssl=client_side, server_hostname="a.test"
+                )
+                writer.write(b"ping")
+                assert await reader.read() == b"PING"
+                writer.close()
+                await writer.wait_closed()
+            (record,) = await it.ended()
+            assert (record.sniff, record.target, record.decision) == ("tls", "a.test", "allow")
+
+    run(script())
+
+
 # ---------------------------------------------------------------- explicit proxy clients
 
 
@@ -595,8 +627,9 @@ def test_server_name_inside_connect_is_judged(run: Run) -> None:
     [
         ("GET / HTTP/1.1", b"this is a proxy"),
         ("GET https://a.test/ HTTP/1.1", b"use CONNECT"),
+        ("GET http://user:secret@a.test/ HTTP/1.1", b"a.test"),
         ("CONNECT a.test HTTP/1.1", b"port"),
-        ("CONNECT user@a.test:443 HTTP/1.1", b"a.test"),
+        ("CONNECT user:secret@a.test:443 HTTP/1.1", b"a.test"),
         ("CONNECT 0x7f000001:443 HTTP/1.1", b"0x7f000001"),
     ],
 )
@@ -610,9 +643,11 @@ def test_what_a_proxy_cannot_serve_is_explained(run: Run, request_line: str, say
             answer = await client.receive_all()
             assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
             assert says in answer
+            assert b"secret" not in answer
             client.close()
             (record,) = await it.ended()
             assert (record.decision, record.denial_category, record.status) == ("deny", "protocol", 400)
+            assert "secret" not in str(record)
 
     run(script())
 

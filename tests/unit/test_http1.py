@@ -107,7 +107,9 @@ class TestHeads:
         with pytest.raises(ClientProtocolError):
             http1.parse_request_head(b"GET / HTTP/1.1\nHost: a\n\n")
 
-    @pytest.mark.parametrize("head", ["HTTP/1.1 20 OK", "HTTP/1.1 600 X", "ICY 200 OK", "HTTP/1.1 200 OK\r\nX : y"])
+    @pytest.mark.parametrize(
+        "head", ["HTTP/1.1 20 OK", "HTTP/1.1 600 X", "ICY 200 OK", "HTTP/1.1 200 OK\r\nX : y"]
+    )
     def test_malformed_response_is_the_upstreams_fault(self, head: str) -> None:
         """The same rules, blamed on the other side."""
         with pytest.raises(UpstreamError, match=r"^read a\.test:80: "):
@@ -163,7 +165,12 @@ class TestFraming:
 
     @pytest.mark.parametrize(
         ("method", "line"),
-        [("HEAD", "HTTP/1.1 200 OK"), ("GET", "HTTP/1.1 204 X"), ("GET", "HTTP/1.1 304 X"), ("GET", "HTTP/1.1 100 X")],
+        [
+            ("HEAD", "HTTP/1.1 200 OK"),
+            ("GET", "HTTP/1.1 204 X"),
+            ("GET", "HTTP/1.1 304 X"),
+            ("GET", "HTTP/1.1 100 X"),
+        ],
     )
     def test_responses_without_a_body(self, method: str, line: str) -> None:
         """Some responses have none, whatever their fields say (RFC 9112 §6.3)."""
@@ -209,7 +216,8 @@ class TestChunked:
     @pytest.mark.parametrize(
         "data",
         [
-            b"\r\n", b"g\r\n", b"-1\r\n", b"0x1\r\n", b" 1\r\n", b"1 \r\n", b"+1\r\n", b"1\n", b"1\r1", b"1;\0\r\n",
+            b"\r\n", b"g\r\n", b"-1\r\n", b"0x1\r\n", b" 1\r\n", b"1 \r\n", b"+1\r\n", b"1\n", b"1\r1",
+            b"1;\0\r\n",
             b"1;a\nb\r\n", b"1\r\nab\r\n", b"1\r\na\n", b"1\r\na\r\r", b"f" * 16 + b"\r\n",
             b"1;" + b"x" * 2000, b"0\r\nX : y\r\n", b"0\r\n folded: x\r\n", b"0\r\nX\r\n",
             b"0\r\n" + b"X: " + b"y" * 20000, b"0\r\n" + b"X: yyyyyyyyyyyyyyyyyyy\r\n" * 1000,
@@ -232,7 +240,8 @@ class TestWriting:
     def test_request(self) -> None:
         """Our Host first, end-to-end fields in order, our framing last."""
         head = request(
-            "Content-Length: 3", "connection: x-drop, host, content-length", "X-Drop: 1", "X-Keep: 1", "TE: trailers",
+            "Content-Length: 3", "connection: x-drop, host, content-length", "X-Drop: 1", "X-Keep: 1",
+            "TE: trailers",
             "Keep-Alive: 1", "Proxy-Connection: x", "Proxy-Authorization: x", "Upgrade: h2c", "Trailer: x",
         )  # fmt: skip
         written = http1.request_bytes(head, "/", Authority("a.test", 80), websocket=False)
@@ -248,7 +257,8 @@ class TestWriting:
         """Framing is ours, repeated fields stay apart."""
         head = response("Set-Cookie: a", "Set-Cookie: b", "Connection: close", "Content-Length: 1")
         assert http1.response_bytes(head, close=True, chunked=False) == (
-            b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nContent-Length: 1\r\nConnection: close\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n"
+            b"Content-Length: 1\r\nConnection: close\r\n\r\n"
         )
 
     def test_no_length_in_1xx_and_204(self) -> None:
@@ -277,7 +287,9 @@ class TestTargets:
 
     def test_connect(self) -> None:
         """CONNECT names a host and a port, and has no body."""
-        assert http1.connect_authority(request(line="CONNECT A.test:443 HTTP/1.1")) == Authority("a.test", 443)
+        assert http1.connect_authority(request(line="CONNECT A.test:443 HTTP/1.1")) == Authority(
+            "a.test", 443
+        )
         for line, *more in (
             ["CONNECT a.test HTTP/1.1"],
             ["CONNECT http://a.test:1 HTTP/1.1"],
@@ -290,8 +302,16 @@ class TestTargets:
 
 class TestWebSocket:
     # The example of RFC 6455 §1.3.
-    FIELDS = ("Connection: keep-alive, Upgrade", "Upgrade: WebSocket", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
-    ACCEPT = ("Connection: upgrade", "Upgrade: websocket", "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")
+    FIELDS = (
+        "Connection: keep-alive, Upgrade",
+        "Upgrade: WebSocket",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    )
+    ACCEPT = (
+        "Connection: upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
+    )
 
     def test_handshake(self) -> None:
         """The standard's own example is a handshake and its answer."""
