@@ -48,7 +48,7 @@ check: setup
 	$(BIN)/mypy
 
 bench: setup-test
-	$(SUDO) $(BIN)/python -m tests.bench $(ARGS)
+	$(SUDO) $(BIN)/python tests/bench.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,12 +6,15 @@ Exit status: the command's own; 2 for a mistake in what was asked, 125 for a fai
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from nono_ebpf import __version__
 from nono_ebpf.errors import ConfigError, InvalidAuthority, KernelError, LoadError, NonoError, NotSupported
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 USAGE_ERROR, OUR_FAULT = 2, 125
 
@@ -86,15 +89,23 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="NAME has this address, whatever DNS says (split DNS, a service on this host); may be repeated",
     )
     rules.add_argument(
-        "--upstream-ca", metavar="FILE", help="certificates (PEM) that the command trusts besides the system's"
+        "--upstream-ca",
+        metavar="FILE",
+        help="certificates (PEM) that the command trusts besides the system's",
     )
     surroundings = run.add_argument_group("its surroundings")
     surroundings.add_argument("--user", metavar="NAME", help="account to run as (default: who called sudo); not root")
     surroundings.add_argument(
-        "--allow-socket", metavar="PATH", action="append", default=[], help="leave this unix socket of the host in sight"
+        "--allow-socket",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="leave this unix socket of the host in sight",
     )
     surroundings.add_argument(
-        "--no-proxy-env", action="store_true", help="do not set HTTP_PROXY and its like; every rule holds either way"
+        "--no-proxy-env",
+        action="store_true",
+        help="do not set HTTP_PROXY and its like; every rule holds either way",
     )
     output = run.add_argument_group("what it tells")
     output.add_argument("--audit-log", metavar="FILE", help="append one JSON object per decision, as it is made")
@@ -124,6 +135,17 @@ def _fail(error: Exception, status: int, hint: str = "") -> int:
     return status
 
 
+def _show_presets(*, as_json: bool) -> int:
+    from nono_ebpf.config import load
+
+    presets = {name: preset.allow_domain for name, preset in sorted(load.presets().items())}
+    if as_json:
+        sys.stdout.write(json.dumps(presets, indent=2) + "\n")
+    else:
+        sys.stdout.writelines(f"@{name}  {' '.join(hosts)}\n" for name, hosts in presets.items())
+    return 0
+
+
 def _dispatch(options: argparse.Namespace, arguments: list[str]) -> int:
     match options.command:
         case "run":
@@ -139,6 +161,4 @@ def _dispatch(options: argparse.Namespace, arguments: list[str]) -> int:
 
             return demo()
         case _:
-            from nono_ebpf.config import load
-
-            return load.show_presets(as_json=options.json)
+            return _show_presets(as_json=options.json)

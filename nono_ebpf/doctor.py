@@ -6,13 +6,16 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from nono_ebpf.kernel.probe import Finding, State, findings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _TRIAL_TIMEOUT_S = 60
 _COLOURS = {State.YES: "green", State.NO: "red", State.UNKNOWN: "yellow"}
@@ -38,7 +41,12 @@ def _sandbox() -> Finding:
     command = [sys.executable, "-I", "-m", "nono_ebpf", "run", "--user", "65534", "--", "true"]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TRIAL_TIMEOUT_S, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_TRIAL_TIMEOUT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return Finding("a sandbox", State.NO, f"no end after {_TRIAL_TIMEOUT_S} s", enforces, "see the rows above")

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nono_ebpf import run as supervisor
 from nono_ebpf.authority import canonical_host
 from nono_ebpf.config import load
 from nono_ebpf.errors import ConfigError, InvalidAuthority
 from nono_ebpf.kernel import cgroup, loader
-from nono_ebpf.policy.rules import Policy
 from nono_ebpf.sandbox import sudo, view
 from nono_ebpf.sandbox.init import Command
 from nono_ebpf.sandbox.user import User, find_user
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from nono_ebpf.policy.rules import Policy
 
 _SUDO_VARIABLES = ("SUDO_COMMAND", "SUDO_USER", "SUDO_UID", "SUDO_GID", "SUDO_HOME")
 
@@ -59,7 +63,11 @@ def _command(argv: Sequence[str]) -> tuple[str, ...]:
 def _check_machine() -> None:
     cgroup.hierarchy()
     if importlib.util.find_spec("seccomp") is None:
-        raise ConfigError("seccomp", "libseccomp's Python binding is missing", hint="install python3-seccomp, or run `make setup`")
+        raise ConfigError(
+            "seccomp",
+            "libseccomp's Python binding is missing",
+            hint="install python3-seccomp, or run `make setup`",
+        )
     if not loader.bcc_is_installed():
         raise ConfigError(
             "bcc",

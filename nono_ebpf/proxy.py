@@ -13,9 +13,9 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -37,6 +37,9 @@ from nono_ebpf.relay.limits import Limits
 from nono_ebpf.relay.listener import Relay
 from nono_ebpf.sandbox import handover, privileges
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _DRAIN_S = 2.0  # for bytes that a client sent before it ended
 
 _DATAGRAM = "datagrams go to a resolver only (port 53); clients of QUIC fall back to TCP"
@@ -47,7 +50,13 @@ _KERNEL_REASONS = {
     abi.Reason.SOCKET: "only TCP and UDP sockets can be judged",
     abi.Reason.NO_RECORD: "the kernel could not remember its destination",
 }
-_PROTOCOLS = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp", socket.IPPROTO_ICMP: "icmp", 58: "icmpv6", 132: "sctp"}
+_PROTOCOLS = {
+    socket.IPPROTO_TCP: "tcp",
+    socket.IPPROTO_UDP: "udp",
+    socket.IPPROTO_ICMP: "icmp",
+    58: "icmpv6",
+    132: "sctp",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +132,7 @@ async def _serve(plan: handover.ProxyPlan, handles: Handles, lifeline: socket.so
         ]
         lifeline.send(handover.READY)
         await _until_told(lifeline)
+        await relay.drain(_DRAIN_S)
         for task in serving:
             task.cancel()
     take_denials()

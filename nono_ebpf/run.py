@@ -15,9 +15,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nono_ebpf.kernel import abi, bpffs, origdst
 from nono_ebpf.kernel.hooks import Side
@@ -26,6 +27,9 @@ from nono_ebpf.kernel.netns import OWN_V4, OWN_V6
 from nono_ebpf.sandbox import handover, signals, state, view
 from nono_ebpf.sandbox.init import Command, Init, cgroups_under
 from nono_ebpf.sandbox.proxy_process import ProxyProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # systemd hands these uids out to services for as long as they run (DynamicUser); so do we, one a sandbox.
 PROXY_UIDS = range(61184, 65520)
@@ -103,7 +107,12 @@ class _Supervisor:
 
     def _fds(self) -> list[int]:
         audit = [] if self._request.audit_fd is None else [self._request.audit_fd]
-        return [*(sock.fileno() for sock in self._listeners.all), self._maps.denials, self._maps.askers, *audit]
+        return [
+            *(sock.fileno() for sock in self._listeners.all),
+            self._maps.denials,
+            self._maps.askers,
+            *audit,
+        ]
 
     def _set_alive(self, *, alive: bool) -> None:
         settings = abi.nono_settings(
@@ -154,7 +163,7 @@ def ca_environment() -> dict[str, str]:
 
 def _take_terminal_back(group: int) -> None:
     """A shell in the sandbox may have made itself the terminal's foreground; ours is to be it when we end."""
-    with suppress(OSError), open("/dev/tty", "rb") as terminal:
+    with suppress(OSError), Path("/dev/tty").open("rb") as terminal:
         if os.tcgetpgrp(terminal.fileno()) != group:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
             os.tcsetpgrp(terminal.fileno(), group)

@@ -69,9 +69,7 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     duration_ms: int | None = None
 
 
-def open_record(
-    event: Event, mode: Mode, process: Process | None = None, origin: FlowOrigin | None = None
-) -> Record:
+def open_record(event: Event, mode: Mode, process: Process | None = None, origin: FlowOrigin | None = None) -> Record:
     """A record of something that starts now: a denial until a decision says otherwise.
 
     `origin` brings its own process; `process` is for what has no flow, such as a lookup.

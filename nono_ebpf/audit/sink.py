@@ -28,9 +28,7 @@ class AuditSink:
     `failure` keeps the first reason, for the owner to report.
     """
 
-    def __init__(
-        self, fd: int | None, verbose: TextIO | None, sandbox: str, summary: Summary | None = None
-    ) -> None:
+    def __init__(self, fd: int | None, verbose: TextIO | None, sandbox: str, summary: Summary | None = None) -> None:
         self._fd = fd
         self._verbose = verbose
         self._sandbox = sandbox

@@ -43,9 +43,7 @@ def load_profile(text: bytes, path: str) -> Profile:
     return profile
 
 
-def build_policy(
-    profile: Profile | None, profile_path: str, allow: Sequence[str], deny: Sequence[str]
-) -> Policy:
+def build_policy(profile: Profile | None, profile_path: str, allow: Sequence[str], deny: Sequence[str]) -> Policy:
     """The policy of a profile together with `--allow-domain` and `--deny-domain`; `@name` is a preset.
 
     Raises ConfigError: not a rule, or no such preset.

@@ -8,10 +8,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +20,9 @@ from nono_ebpf.audit.record import Record, from_line
 from nono_ebpf.demo import world
 from nono_ebpf.errors import SandboxError
 from nono_ebpf.sandbox import sudo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PYTHON = shutil.which("python3", path="/usr/bin:/bin") or "/usr/bin/python3"
 ALLOWED = ("api.demo.test", "mail.demo.test:25")
@@ -116,13 +118,19 @@ def _show(results: Sequence[dict[str, Any]], lines: Sequence[bytes]) -> int:
     console.print(f"\nof {len(lines)} audit records, the last {_AUDIT_LINES_SHOWN}:")
     for line in lines[-_AUDIT_LINES_SHOWN:]:
         console.print(Text(line.decode()), style="dim")
-    return 0 if all((result["status"] == 0) == attempt.works for attempt, result in zip(ATTEMPTS, results, strict=True)) else 1
+    return (
+        0
+        if all((result["status"] == 0) == attempt.works for attempt, result in zip(ATTEMPTS, results, strict=True))
+        else 1
+    )
 
 
 def _verdict(attempt: Attempt, result: dict[str, Any]) -> Text:
     worked = result["status"] == 0
     text = "let through" if worked else "refused"
-    return Text(text, "green" if worked else "red") if worked == attempt.works else Text(f"{text}!", "bold white on red")
+    return (
+        Text(text, "green" if worked else "red") if worked == attempt.works else Text(f"{text}!", "bold white on red")
+    )
 
 
 def _said(result: dict[str, Any]) -> Text:

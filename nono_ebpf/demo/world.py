@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
+import datetime as dt
 import os
 import signal
 import ssl
-from collections.abc import Callable
 from ipaddress import ip_address
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -18,6 +17,10 @@ from cryptography.x509.oid import NameOID
 from pyroute2 import IPRoute
 
 from nono_ebpf.kernel import libc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 MACHINE_V4, MACHINE_V6 = "203.0.113.1", "2001:db8::1"
 SHARED = ("203.0.113.10", "2001:db8::10")  # api and other live on one address
@@ -119,9 +122,7 @@ class _Certificates:
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        self.chain.write_bytes(
-            private + leaf.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-        )
+        self.chain.write_bytes(private + leaf.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
 
 def _name(text: str) -> x509.Name:
@@ -129,13 +130,13 @@ def _name(text: str) -> x509.Name:
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(minutes=5))
+        .not_valid_after(now + dt.timedelta(days=1))
     )

@@ -141,9 +141,7 @@ def _answer(question: Question, reply: Reply) -> list[dns.rrset.RRset]:
     return rrsets
 
 
-def _rrset(
-    owner: dns.name.Name, reply: Reply, rdtype: dns.rdatatype.RdataType, *texts: str
-) -> dns.rrset.RRset:
+def _rrset(owner: dns.name.Name, reply: Reply, rdtype: dns.rdatatype.RdataType, *texts: str) -> dns.rrset.RRset:
     return dns.rrset.from_text_list(owner, reply.ttl_s, _IN, rdtype, texts)
 
 

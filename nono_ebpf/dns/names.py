@@ -50,9 +50,7 @@ class NameTable:
     `limit` bounds the number of addresses given; it is never exceeded, and nothing is ever evicted.
     """
 
-    def __init__(
-        self, v4_pool: IPv4Network = V4_POOL, v6_pool: IPv6Network = V6_POOL, limit: int = LIMIT
-    ) -> None:
+    def __init__(self, v4_pool: IPv4Network = V4_POOL, v6_pool: IPv6Network = V6_POOL, limit: int = LIMIT) -> None:
         self._pools: dict[int, _Pool] = {4: _Pool(v4_pool), 6: _Pool(v6_pool)}
         self._limit = limit
         self._name_of: dict[IPAddress, str] = {}

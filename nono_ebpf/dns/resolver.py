@@ -284,9 +284,7 @@ def _stub(text: str, nameservers: Sequence[Endpoint] | None) -> dns.asyncresolve
         if nameservers is None:
             raise
     if nameservers is not None:
-        stub.nameservers = [
-            dns.nameserver.Do53Nameserver(str(each.address), each.port) for each in nameservers
-        ]
+        stub.nameservers = [dns.nameserver.Do53Nameserver(str(each.address), each.port) for each in nameservers]
     # DNS flag day 2020: 1232 octets cross every path unfragmented, and a longer answer comes over TCP.
     stub.use_edns(0, 0, 1232)
     return stub

@@ -192,9 +192,7 @@ class DnsServer:
                 # It has the addresses. Should it ask again, nothing was permitted.
                 return _failed("undecided")
 
-    def _given(
-        self, permit: Permit, answer: Answer, rdtype: dns.rdatatype.RdataType, process: Process | None
-    ) -> Reply:
+    def _given(self, permit: Permit, answer: Answer, rdtype: dns.rdatatype.RdataType, process: Process | None) -> Reply:
         # An IPv4-mapped AAAA was judged as the IPv4 address it is, and is not an answer of this family.
         judged = [each.address for each in permit.endpoints if each.address.version == _VERSION_OF[rdtype]]
         given = self._names.give(permit.host, judged)
@@ -301,9 +299,7 @@ class _LookupLog:
         self._audit = audit
         self._window = Window(limits.records_per_window, limits.record_window_s, clock)
 
-    def allowed(
-        self, host: str, rdtype: dns.rdatatype.RdataType, process: Process | None, *, reason: str
-    ) -> None:
+    def allowed(self, host: str, rdtype: dns.rdatatype.RdataType, process: Process | None, *, reason: str) -> None:
         """A permitted name that got no address."""
         record = _record(host, process)
         record.decision, record.reason = "allow", reason

@@ -1,1 +1,1 @@
-"""What only Linux knows: namespaces, cgroups, eBPF. Imported by the two processes that compose a sandbox, never by the relay."""
+"""What only Linux knows: namespaces, cgroups, eBPF. For the processes that compose a sandbox, never for the relay."""

@@ -90,13 +90,13 @@ class nono_settings(ctypes.Structure):  # noqa: N801  # as above
     )
 
 
-def packed(address: IPAddress) -> ctypes.Array[_u8]:
+def packed(address: IPAddress) -> ctypes.Array[ctypes.c_uint8]:
     """16 bytes, IPv4 as IPv4-mapped, the form of every `addr`."""
     raw = address.packed if address.version == 6 else b"\0" * 10 + b"\xff\xff" + address.packed
     return (_u8 * 16).from_buffer_copy(raw)
 
 
-def unpacked(addr: ctypes.Array[_u8]) -> IPAddress:
+def unpacked(addr: ctypes.Array[ctypes.c_uint8]) -> IPAddress:
     """The address of an `addr` field; IPv4-mapped becomes IPv4."""
     raw = bytes(addr)
     if raw.startswith(b"\0" * 10 + b"\xff\xff"):

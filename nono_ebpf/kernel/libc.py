@@ -85,6 +85,4 @@ def clear_capabilities() -> None:
 
 def bpf(operation: str, command: int, attributes: ctypes.Structure) -> int:
     """bpf(2). The result is a new fd (owned by the caller, close-on-exec) or 0, as `command` defines."""
-    return _syscall(
-        operation, _SYS_BPF, command, ctypes.byref(attributes), ctypes.sizeof(attributes)
-    )
+    return _syscall(operation, _SYS_BPF, command, ctypes.byref(attributes), ctypes.sizeof(attributes))

@@ -1,7 +1,7 @@
 """Compiles, loads, attaches and pins the programs of bpf/, in a child that takes LLVM's 120 MB away with it.
 
-All or nothing: the links are pinned in a directory of a temporary name, which is renamed when everything holds. A pinned
-link outlives every process, so a crash leaves the redirect standing and a dead port behind it: connects are refused.
+All or nothing: the links are pinned in a directory of a temporary name, which is renamed when everything holds. A
+pinned link outlives every process, so a crash leaves the redirect standing and a dead port behind it: refused.
 What comes back are map fds; no process that lives on holds a program or a link.
 
 bcc wants the kernel's headers. Our programs use the UAPI alone, so it is pointed at the stubs in bpf/shim and, through
@@ -20,11 +20,14 @@ import sysconfig
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from nono_ebpf.errors import KernelError, LoadError, NonoError
 from nono_ebpf.kernel import libc
 from nono_ebpf.kernel.hooks import HOOKS, Hook, Side
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 SOURCES = Path(__file__).resolve().parents[1] / "bpf"
 UNITS = ("nono_abi.h", "common.h", "connect.c", "datagram.c", "lifecycle.c", "guard.c")
@@ -46,8 +49,10 @@ class Maps:
 
 
 def bcc_is_installed() -> bool:
-    """The distribution's bcc, not PyPI's package of that name."""
-    return bool(importlib.util.find_spec("bcc") and importlib.util.find_spec("bcc.libbcc"))
+    """The distribution's bcc, not PyPI's package of that name. Looks for its files: importing it brings LLVM along."""
+    found = importlib.util.find_spec("bcc")
+    places = (found.submodule_search_locations or []) if found else []
+    return any((Path(place) / "libbcc.py").exists() for place in places)
 
 
 class Loader:
@@ -115,8 +120,8 @@ def _load_and_attach(channel: socket.socket) -> list[int]:
     return [compiled[name.encode()].map_fd for name in MAPS]
 
 
-def compile_programs():  # type: ignore[no-untyped-def]  # noqa: ANN201  # bcc.BPF: bcc has no types
-    """One translation unit of all files: bcc rewrites map calls in the main file only."""
+def compile_programs() -> Any:  # noqa: ANN401  # bcc has no types
+    """A bcc.BPF of one translation unit: bcc rewrites map calls in the main file only."""
     os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES / "shim")
     from bcc import BPF  # LLVM: only ever in a child
 
@@ -125,7 +130,7 @@ def compile_programs():  # type: ignore[no-untyped-def]  # noqa: ANN201  # bcc.B
     return BPF(text=text, cflags=["-w", "-isystem", "/usr/include", "-isystem", f"/usr/include/{multiarch}"])
 
 
-def load_program(compiled, hook: Hook) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001  # as above
+def load_program(compiled: Any, hook: Hook) -> int:  # noqa: ANN401  # as above
     """The program's fd, owned by bcc's object."""
     function = compiled.load_func(hook.function, int(hook.program_type), attach_type=int(hook.attach_type))
     return int(function.fd)

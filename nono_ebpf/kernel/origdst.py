@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import socket
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 from nono_ebpf.errors import KernelError
 from nono_ebpf.kernel import abi, libc
-from nono_ebpf.model import FlowOrigin, Process
+
+if TYPE_CHECKING:
+    import socket
+
+    from nono_ebpf.model import FlowOrigin, Process
 
 
 class SocketOrigins:
@@ -38,9 +42,7 @@ class _MapAttributes(ctypes.Structure):
 
 
 def _map_call(operation: str, command: int, map_fd: int, key: ctypes._CData, value: ctypes.Structure) -> None:
-    attributes = _MapAttributes(
-        map_fd=map_fd, key=ctypes.addressof(key), value=ctypes.addressof(value), flags=0
-    )
+    attributes = _MapAttributes(map_fd=map_fd, key=ctypes.addressof(key), value=ctypes.addressof(value), flags=0)
     libc.bpf(operation, command, attributes)
 
 
@@ -59,9 +61,7 @@ class Askers:
 
     def __call__(self, source: tuple[str, int]) -> Process | None:
         """`source` as recvfrom gave it; None when the sender's socket was gone before we looked."""
-        key = abi.nono_source(
-            netns_cookie=self._netns_cookie, addr=abi.packed(ip_address(source[0])), port=source[1]
-        )
+        key = abi.nono_source(netns_cookie=self._netns_cookie, addr=abi.packed(ip_address(source[0])), port=source[1])
         process = abi.nono_process()
         try:
             _map_call("look an asker up", libc.BPF_MAP_LOOKUP_ELEM, self._map_fd, key, process)

@@ -1,6 +1,6 @@
 """What this machine can do, found by trying it. An answer is yes, no, or "could not tell".
 
-Each probe makes the real thing (a program, an attachment, a namespace) in a child or a cgroup of its own and lets it go.
+Each probe makes the real thing (a program, an attachment, a namespace) in a child or a cgroup of its own and lets go.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import importlib.util
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nono_ebpf.errors import KernelError, LoadError, NonoError
 from nono_ebpf.kernel import bpffs, cgroup, libc, loader
 from nono_ebpf.kernel.hooks import HOOKS, Side
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 class State(StrEnum):
@@ -154,18 +157,27 @@ def _ipv6() -> str:
 
 _PROBES = (
     _Probe("kernel", "", "", _kernel),
-    _Probe(
-        "cgroup v2", "a place to attach to", "boot with systemd.unified_cgroup_hierarchy=1", _cgroup_v2
-    ),
+    _Probe("cgroup v2", "a place to attach to", "boot with systemd.unified_cgroup_hierarchy=1", _cgroup_v2),
     _Probe("bcc", "compiles the programs", "apt install python3-bpfcc; then `make setup`", _bcc),
     _Probe("UAPI headers", "compile without kernel headers", "apt install linux-libc-dev", _headers),
     _Probe("BPF file system", "hooks outlive a crash", "a kernel with CONFIG_BPF_SYSCALL", _bpffs),
     _Probe(
-        "eBPF hooks", "every TCP connect is redirected, other sockets are refused", "Linux 5.19 or newer", _hooks
+        "eBPF hooks",
+        "every TCP connect is redirected, other sockets are refused",
+        "Linux 5.19 or newer",
+        _hooks,
     ),
     _Probe(
-        "namespaces", "nothing but loopback, no host processes, no host daemons", "a kernel with CONFIG_*_NS", _namespaces
+        "namespaces",
+        "nothing but loopback, no host processes, no host daemons",
+        "a kernel with CONFIG_*_NS",
+        _namespaces,
     ),
-    _Probe("seccomp", "other socket families, io_uring, terminal injection refused", "apt install python3-seccomp", _seccomp),
+    _Probe(
+        "seccomp",
+        "other socket families, io_uring, terminal injection refused",
+        "apt install python3-seccomp",
+        _seccomp,
+    ),
     _Probe("IPv6", "listeners for IPv6 destinations", "boot without ipv6.disable=1", _ipv6),
 )

@@ -2,7 +2,8 @@
 
 Layout (kernel/bpf/ringbuf.c, Documentation/bpf/ringbuf.rst): one page whose first word is the consumer position
 (ours to write), one page whose first word is the producer position, then the data pages, mapped twice in a row so that
-no record wraps. A record is an 8-byte header (length with a busy and a discard bit, page offset) and its bytes, padded to 8.
+no record wraps. A record is an 8-byte header (length with a busy and a discard bit, page offset) and its
+bytes, padded to 8.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import ctypes
 import mmap
 import os
 import sys
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from nono_ebpf.kernel import abi
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _BUSY, _DISCARD = 1 << 31, 1 << 30
 _HEADER = 8

@@ -98,9 +98,7 @@ def decide(policy: Policy, ask: Ask) -> Permit | Denial | Resolve:
     return _judge_addresses(policy, ask, rule, addresses)
 
 
-def _judge_addresses(
-    policy: Policy, ask: Ask, rule: Rule, addresses: tuple[ResolvedAddress, ...]
-) -> Permit | Denial:
+def _judge_addresses(policy: Policy, ask: Ask, rule: Rule, addresses: tuple[ResolvedAddress, ...]) -> Permit | Denial:
     if not addresses:
         return _denied(ask, ask.host, "it has no address")
     if any(each.own or each.address.is_loopback for each in addresses):

@@ -97,9 +97,7 @@ class Exchange:
 
     def _request(self) -> bytes:
         addressed = self._addressed
-        return http1.request_bytes(
-            self._head, addressed.target, addressed.authority, websocket=self._websocket
-        )
+        return http1.request_bytes(self._head, addressed.target, addressed.authority, websocket=self._websocket)
 
     async def _upload(self) -> None:
         """Relay the request's body.

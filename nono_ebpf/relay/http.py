@@ -83,9 +83,7 @@ def addressed_to_proxy(head: http1.RequestHead) -> Addressed:
     """
     absolute = http1.split_absolute_form(head.target)
     if absolute is None:
-        raise ClientProtocolError(
-            "this is a proxy: send CONNECT host:port, or a request for an absolute http:// URI"
-        )
+        raise ClientProtocolError("this is a proxy: send CONNECT host:port, or a request for an absolute http:// URI")
     scheme, text, target = absolute
     if scheme != "http":
         raise ClientProtocolError(f"{scheme}:// through a proxy needs a tunnel: use CONNECT host:port")
@@ -187,9 +185,7 @@ class Conversation:
             record.duration_ms = round((time.monotonic() - started) * 1000)
             self._context.audit.write(record)
 
-    async def _refuse_malformed(
-        self, record: Record, error: ClientProtocolError, *, head_only: bool = False
-    ) -> bool:
+    async def _refuse_malformed(self, record: Record, error: ClientProtocolError, *, head_only: bool = False) -> bool:
         record.decision, record.denial_category, record.reason = "deny", PROTOCOL, str(error)
         return await self._refuse(record, refuse.malformed(error), head_only=head_only)
 

@@ -14,7 +14,7 @@ from nono_ebpf.relay.splice import Pipes
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from nono_ebpf.model import Endpoint
     from nono_ebpf.policy.rules import Policy
@@ -36,9 +36,7 @@ class Relay:
     ) -> None:
         self._limits = limits
         self._pipes = Pipes(limits)
-        self._context = Context(
-            policy, resolver, names, origins, audit, limits, frozenset(own_listeners), self._pipes
-        )
+        self._context = Context(policy, resolver, names, origins, audit, limits, frozenset(own_listeners), self._pipes)
         self._acceptor: Acceptor | None = None
 
     async def serve(self, listeners: Sequence[socket.socket]) -> None:
@@ -59,10 +57,3 @@ class Relay:
 
     async def _serve_flow(self, connection: socket.socket) -> None:
         await Flow(self._context, connection).run()
-
-
-async def accept_each(
-    listeners: Sequence[socket.socket], handle: Callable[[socket.socket], Awaitable[None]], limits: Limits
-) -> None:
-    """Serve every connection to `listeners` with `handle`, until cancelled. See `Acceptor`."""
-    await Acceptor(listeners, handle, limits).serve()

@@ -179,9 +179,7 @@ class _Lane:
         "done", "moved_bytes",
     )  # fmt: skip
 
-    def __init__(
-        self, link: _Link, source: socket.socket, sink: socket.socket, pipes: Pipes, rounds: int
-    ) -> None:
+    def __init__(self, link: _Link, source: socket.socket, sink: socket.socket, pipes: Pipes, rounds: int) -> None:
         self._link, self._pipes, self._rounds = link, pipes, rounds
         self._source, self._sink = source, sink
         self._pipe: Pipe | None = None

@@ -92,9 +92,7 @@ async def _first_success(
     return None
 
 
-def _close_losers(
-    attempts: Sequence[asyncio.Task[socket.socket | OSError]], winner: socket.socket | None
-) -> None:
+def _close_losers(attempts: Sequence[asyncio.Task[socket.socket | OSError]], winner: socket.socket | None) -> None:
     """Two attempts may succeed in one turn of the loop; also, we may be cancelled after a success."""
     for attempt in attempts:
         if attempt.done() and not attempt.cancelled():

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from nono_ebpf.errors import SandboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 READY, STOP = b"ready", b"stop"
 _LENGTH = struct.Struct("=QI")

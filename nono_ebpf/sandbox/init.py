@@ -1,7 +1,7 @@
 """The sandbox's pid 1: builds the namespaces from inside, gives its privileges up, starts the command, reaps.
 
-It is the kernel's handle on the sandbox: it dies with the supervisor (PR_SET_PDEATHSIG), and with pid 1 the kernel kills
-every process of the pid namespace. pid_namespaces(7).
+It is the kernel's handle on the sandbox: it dies with the supervisor (PR_SET_PDEATHSIG), and with pid 1 the kernel
+kills every process of the pid namespace. pid_namespaces(7).
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ import resource
 import shutil
 import socket
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
@@ -23,6 +21,10 @@ from nono_ebpf.kernel import libc
 from nono_ebpf.kernel.cgroup import Cgroup
 from nono_ebpf.kernel.netns import Listeners, bring_up_loopback, open_listeners
 from nono_ebpf.sandbox import privileges, seccomp, signals, view
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 NOT_FOUND, NOT_EXECUTABLE, OUR_FAULT = 127, 126, 125
 _READY = b"ready"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from nono_ebpf.errors import KernelError
 from nono_ebpf.kernel import libc
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _CAPABILITIES_MAX = 64  # bits in a capability set
 

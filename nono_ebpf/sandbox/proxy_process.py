@@ -7,12 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from nono_ebpf.errors import SandboxError
-from nono_ebpf.kernel.cgroup import Cgroup
 from nono_ebpf.sandbox import handover, signals
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nono_ebpf.kernel.cgroup import Cgroup
 
 _STOP_TIMEOUT_S = 5.0
 
@@ -33,7 +37,7 @@ class ProxyProcess:
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
-            preexec_fn=enter,  # noqa: PLW1509  # no threads here
+            preexec_fn=enter,  # no threads here
             env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
         )
         theirs.close()

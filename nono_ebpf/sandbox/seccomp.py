@@ -1,7 +1,7 @@
 """The system calls that the command is refused: ways to a socket that no hook sees, and to the caller's terminal.
 
-Through libseccomp's own Python binding (the distribution's). A deny list over the native ABI: calls of any other ABI end
-the process. Comparisons are 64 bits wide while the kernel takes some arguments as 32: each is written so that
+Through libseccomp's own Python binding (the distribution's). A deny list over the native ABI: calls of any other ABI
+end the process. Comparisons are 64 bits wide while the kernel takes some arguments as 32: each is written so that
 setting the upper half does not slip by. seccomp(2), seccomp_rule_add(3).
 """
 

@@ -1,14 +1,15 @@
-"""Waiting for a child the way a shell's child would like it: signals of the terminal reach it anyway, others are passed on."""
+"""Waiting for a child: signals that the terminal sends reach it anyway, others are passed on."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-FORWARDED = frozenset(
-    {signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
-)
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FORWARDED = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2})
 WAITED_FOR = FORWARDED | {signal.SIGCHLD}
 
 

@@ -1,7 +1,8 @@
 """What exists of a sandbox outside of its processes, and how a later start finds what a crash left.
 
-Each sandbox holds a lock on /run/nono-ebpf/ID/lock for as long as its supervisor lives; the kernel lets go of it whatever
-kills the supervisor. Whoever can take the lock may therefore clean up: kill the cgroups, unpin the links, remove the rest.
+Each sandbox holds a lock on /run/nono-ebpf/ID/lock for as long as its supervisor lives; the kernel lets go of it
+whatever kills the supervisor. Whoever can take the lock may therefore clean up: kill the cgroups, unpin the links,
+remove the rest.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nono_ebpf.kernel import bpffs, cgroup
 from nono_ebpf.kernel.cgroup import Cgroup
 from nono_ebpf.kernel.loader import remove_pins
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 STATE = Path("/run/nono-ebpf")
 GROUP = "nono-ebpf"

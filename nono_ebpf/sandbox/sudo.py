@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from nono_ebpf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FLAG = "--from-sudo"
 _ANCESTORS_MAX = 4  # sudo, and its monitor when it uses a pty
@@ -47,7 +49,7 @@ def start_again(arguments: Sequence[str], *, carry: bool = True) -> NoReturn:
 
 
 def surroundings(claim: str) -> Surroundings:
-    """What `claim` (PID:UMASK, from `start_again`) stands for. The pid is believed if it is a sudo that we descend from.
+    """What `claim` (PID:UMASK, from `start_again`) stands for. The pid must be a sudo that we descend from.
 
     Raises:
         ConfigError: it is not.
@@ -57,7 +59,7 @@ def surroundings(claim: str) -> Surroundings:
         raise ConfigError(FLAG, "is for nono-ebpf's own use", hint="leave it out")
     entries = Path(f"/proc/{pid}/environ").read_bytes().rstrip(b"\0").split(b"\0")
     pairs = [os.fsdecode(entry).split("=", 1) for entry in entries if b"=" in entry]
-    return Surroundings({name: value for name, value in pairs}, int(umask, 8))
+    return Surroundings(dict(pairs), int(umask, 8))
 
 
 def _ancestors() -> list[int]:

@@ -26,7 +26,7 @@ def find_user(name: str | None) -> User:
     """The account called `name` (or with that number); without a name, the one that called sudo.
 
     Raises:
-        ConfigError: there is no such account, or it is root: uid 0 owns the kernel's own files even without capabilities.
+        ConfigError: there is no such account, or it is root: uid 0 owns the kernel's files even without capabilities.
     """
     entry = _entry(name if name is not None else os.environ.get("SUDO_UID", "0"))
     if entry.pw_uid == 0:

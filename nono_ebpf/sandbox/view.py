@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nono_ebpf.errors import ConfigError
 from nono_ebpf.kernel import libc
-from nono_ebpf.sandbox.user import User
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from nono_ebpf.sandbox.user import User
 
 RUN = Path("/run")
 OWN_DIRECTORY = RUN / "nono-ebpf"

@@ -107,9 +107,7 @@ def _check(world: World, client: Client, proxy_env: bool) -> None:
     assert {V4, V6} >= {resolved[HOST].rsplit(":", 1)[0].strip("[]")}, run.records
 
 
-environments = pytest.mark.parametrize(
-    "proxy_env", [True, False], ids=["proxy-variables", "empty-environment"]
-)
+environments = pytest.mark.parametrize("proxy_env", [True, False], ids=["proxy-variables", "empty-environment"])
 
 
 @environments

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel]
 
-environments = pytest.mark.parametrize(
-    "proxy_env", [True, False], ids=["proxy-variables", "empty-environment"]
-)
+environments = pytest.mark.parametrize("proxy_env", [True, False], ids=["proxy-variables", "empty-environment"])
 DENIED = "two.example.com"
 _GREET = """
 import socket, sys
@@ -37,9 +35,7 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) as server:
 def _run(world: World, host: str, port: int, commands: Sequence[Sequence[str]], proxy_env: bool) -> Run:
     rules = [f"{prefix}{host}:{port}" for prefix in ("", "*.")]
     options = [part for rule in rules for part in ("--allow-domain", rule)]
-    return world.machine.run_steps(
-        ["--upstream-ca", str(world.ca_file), *options], commands, proxy_env=proxy_env
-    )
+    return world.machine.run_steps(["--upstream-ca", str(world.ca_file), *options], commands, proxy_env=proxy_env)
 
 
 def _assert_only_named(world: World, run: Run, host: str, port: int, expected: str) -> None:
@@ -100,9 +96,7 @@ def test_server_speaks_first(world: World, proxy_env: bool) -> None:
     names = ["banner.example.com", "v4.banner.example.com", "v6.banner.example.com", DENIED]
     commands = [[sys.executable, "-c", _GREET, name, str(zone.BANNER_PORT)] for name in names]
     run = _run(world, "banner.example.com", zone.BANNER_PORT, commands, proxy_env)
-    _assert_only_named(
-        world, run, "banner.example.com", zone.BANNER_PORT, "220 banner.example.com ready 250 EHLO"
-    )
+    _assert_only_named(world, run, "banner.example.com", zone.BANNER_PORT, "220 banner.example.com ready 250 EHLO")
     assert {record["identity"] for record in run.flows("allow", event="flow")} == {"dns"}
 
 

@@ -28,9 +28,7 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) as server:
 """
 
 
-@pytest.mark.parametrize(
-    "host", ["two.example.com", "v4.two.example.com", "v6.two.example.com", "other.example.net"]
-)
+@pytest.mark.parametrize("host", ["two.example.com", "v4.two.example.com", "v6.two.example.com", "other.example.net"])
 def test_https(world: World, host: str) -> None:
     """Every name is served, with a certificate for it, and tells which SNI and Host it was asked for."""
     done = world.machine.bare([require("curl"), "-sS", "--cacert", str(world.ca_file), f"https://{host}/a?b"])
@@ -39,9 +37,7 @@ def test_https(world: World, host: str) -> None:
     assert [seen.what for seen in world.seen if seen.service == "https"] == [f"GET {host}/a?b"]
 
 
-@pytest.mark.parametrize(
-    "address", [zone.v4("echo.example.com"), zone.v6("echo.example.com"), zone.METADATA_V4]
-)
+@pytest.mark.parametrize("address", [zone.v4("echo.example.com"), zone.v6("echo.example.com"), zone.METADATA_V4])
 def test_streams(world: World, address: str) -> None:
     """TCP services answer on every address, and are seen to."""
     done = world.machine.bare([sys.executable, "-c", _TALK, address, str(zone.ECHO_PORT)])

@@ -284,9 +284,7 @@ def main() -> None:
     probe, *arguments = sys.argv[1:]
     Path("/proc/self/comm").write_text(f"probe-{probe}"[:15])
     try:
-        report = KINDS[probe](
-            *(int(each) if each.isdigit() and len(each) < 6 else each for each in arguments)
-        )
+        report = KINDS[probe](*(int(each) if each.isdigit() and len(each) < 6 else each for each in arguments))
     except OSError as error:
         report = {"error": errno.errorcode.get(error.errno or 0, type(error).__name__), "at": str(error)}
     print(json.dumps(report))

@@ -82,9 +82,7 @@ def test_redirected(world: World, kind: str, address: str) -> None:
     asked = f"::ffff:{address}" if "mapped" in kind else address
     assert met["peer"] == [asked, PORT]
     flow = _flow(run, address, PORT, "allow")
-    assert (flow["comm"], flow["uid"], flow["bytes_sent"]) == (f"probe-{kind}"[:15], 65534, len(PAYLOAD)), (
-        flow
-    )
+    assert (flow["comm"], flow["uid"], flow["bytes_sent"]) == (f"probe-{kind}"[:15], 65534, len(PAYLOAD)), flow
     assert _reached(world, "sum") == [(address, str(len(PAYLOAD)))]
 
 
@@ -140,9 +138,7 @@ def ring(_world: World) -> Path:
     """The io_uring client, compiled."""
     program = _world.work / "ring"
     source = str(HERE / "csrc" / "ring.c")
-    subprocess.run(
-        [require("gcc"), "-D_GNU_SOURCE", "-Wall", "-Werror", "-o", str(program), source], check=True
-    )
+    subprocess.run([require("gcc"), "-D_GNU_SOURCE", "-Wall", "-Werror", "-o", str(program), source], check=True)
     return program
 
 

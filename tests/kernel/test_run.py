@@ -1,4 +1,4 @@
-"""`nono-ebpf run` as a program that runs another: status, signals, terminal, privileges, view, bad input, cleaning up."""
+"""`nono-ebpf run` as a program that runs another: status, signals, terminal, privileges, view, bad input, clean-up."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from kit.expect import require
+
 from nono_ebpf.kernel import bpffs, cgroup
 from nono_ebpf.sandbox import state
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kit.machine import Machine
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel]
@@ -95,7 +97,13 @@ def test_a_command_that_cannot_be_run_is_126() -> None:
 
 def test_stdin_stdout_and_stderr_are_the_commands() -> None:
     """Bytes pass through untouched, and nothing of ours is on stdout."""
-    done = subprocess.run([*RUN, "--", "sh", "-c", "cat; echo no >&2"], input=b"\0\xff", capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        [*RUN, "--", "sh", "-c", "cat; echo no >&2"],
+        input=b"\0\xff",
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.stdout, done.stderr, done.returncode) == (b"\0\xff", b"no\n", 0)
 
 
@@ -196,7 +204,11 @@ class Terminal:
     def __init__(self) -> None:
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
-            os.execve("/bin/bash", ["bash", "--norc", "--noprofile", "-i"], {"PATH": os.environ["PATH"], "PS1": "$ ", "TERM": "dumb"})
+            os.execve(
+                "/bin/bash",
+                ["bash", "--norc", "--noprofile", "-i"],
+                {"PATH": os.environ["PATH"], "PS1": "$ ", "TERM": "dumb"},
+            )
         self._seen = ""
 
     def type(self, text: str) -> None:
@@ -225,7 +237,8 @@ def terminal() -> Iterator[Terminal]:
 
 def test_the_terminal_interrupts_the_command_once(terminal: Terminal) -> None:
     """Ctrl-C reaches the command, which may handle it, and only once; its status comes back."""
-    script = "trap 'n=$((n+1)); echo int$n' INT; echo rea''dy; for i in 1 2 3 4 5 6; do sleep 0.1; done; echo total $n; exit 4"
+    script = "trap 'n=$((n+1)); echo int$n' INT; echo rea''dy; for i in 1 2 3 4 5 6; do sleep 0.1; done"
+    script += "; echo total $n; exit 4"
     terminal.type(f"{' '.join(RUN)} -- bash -c {json.dumps(script).replace('$', chr(92) + '$')}\n")
     terminal.expect("\nready")
     terminal.type("\x03")
@@ -315,7 +328,7 @@ def test_root_without_an_account_is_told_the_way_out() -> None:
 
 
 def _as_cgroup_v1_only(command: list[str]) -> list[str]:
-    hide = f"umount -l {cgroup.hierarchy()} && exec \"$@\""
+    hide = f'umount -l {cgroup.hierarchy()} && exec "$@"'
     return ["unshare", "--mount", "--propagation=private", "sh", "-ec", hide, "sh", *command]
 
 
@@ -328,8 +341,13 @@ def test_a_machine_without_cgroup_v2_is_told_so() -> None:
 
 def test_a_machine_without_bcc_is_told_what_to_install() -> None:
     """PyPI's package of that name would not do."""
-    hide = "from nono_ebpf.kernel import loader; loader.bcc_is_installed = lambda: False; from nono_ebpf import cli; import sys; sys.exit(cli.main())"
-    done = subprocess.run([sys.executable, "-c", hide, *RUN[4:], "--", "true"], capture_output=True, text=True, check=False)
+    hide = (
+        "from nono_ebpf.kernel import loader; loader.bcc_is_installed = lambda: False;"
+        "from nono_ebpf import cli; import sys; sys.exit(cli.main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", hide, *RUN[4:], "--", "true"], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "python3-bpfcc" in done.stderr
 
@@ -338,10 +356,13 @@ def test_programs_that_do_not_load_leave_nothing_half_attached() -> None:
     """Loading is all or nothing, and the error is one line."""
     broken = (
         "from nono_ebpf.kernel import loader, hooks; import dataclasses, sys;"
-        "loader.HOOKS = (*loader.HOOKS[:-1], dataclasses.replace(loader.HOOKS[-1], attach_type=hooks.AttachType.SOCK_OPS));"
+        "wrong = dataclasses.replace(loader.HOOKS[-1], attach_type=hooks.AttachType.SOCK_OPS);"
+        "loader.HOOKS = (*loader.HOOKS[:-1], wrong);"
         "from nono_ebpf import cli; sys.exit(cli.main())"
     )
-    done = subprocess.run([sys.executable, "-c", broken, *RUN[4:], "--", "true"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", broken, *RUN[4:], "--", "true"], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr.count("\n")) == (125, 1)
     assert "nono-ebpf doctor" in done.stderr
 
@@ -398,16 +419,44 @@ def test_a_running_sandbox_is_not_taken_for_a_stale_one() -> None:
 
 
 def test_an_ordinary_user_gets_there_through_sudo(tmp_path: Path) -> None:
-    """The command runs as that user, with its environment, PATH, directory and umask; none of it in an argument list."""
+    """The command runs as that user, with its environment, PATH, directory and umask; none of it in any argv."""
     require("sudo")
     sudoers = tmp_path / "sudoers"
     sudoers.write_text("Defaults env_reset\nDefaults secure_path=/usr/bin:/bin\nALL ALL=(ALL) NOPASSWD: ALL\n")
     sudoers.chmod(0o440)
     script = 'echo "$(id -u) $MY_KEY $PATH $PWD $(umask)"; cat /proc/[0-9]*/cmdline | grep -c s3cret'
     command = [
-        *("unshare", "--mount", "--propagation=private", "sh", "-ec", f'mount --bind {sudoers} /etc/sudoers; exec "$@"', "sh"),
-        *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", 'umask 027; cd /var/tmp; exec "$@"', "sh"),
-        *("env", "-i", "PATH=/opt/agent/bin:/usr/bin:/bin", "MY_KEY=s3cret", *PROGRAM, "run", "--", "sh", "-c", script),
+        *(
+            "unshare",
+            "--mount",
+            "--propagation=private",
+            "sh",
+            "-ec",
+            f'mount --bind {sudoers} /etc/sudoers; exec "$@"',
+            "sh",
+        ),
+        *(
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "sh",
+            "-c",
+            'umask 027; cd /var/tmp; exec "$@"',
+            "sh",
+        ),
+        *(
+            "env",
+            "-i",
+            "PATH=/opt/agent/bin:/usr/bin:/bin",
+            "MY_KEY=s3cret",
+            *PROGRAM,
+            "run",
+            "--",
+            "sh",
+            "-c",
+            script,
+        ),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.stdout.splitlines()[:1] == ["65534 s3cret /opt/agent/bin:/usr/bin:/bin /var/tmp 0027"], done.stderr

@@ -56,16 +56,13 @@ def _local_address(transport: asyncio.BaseTransport) -> str:
 class Servers:
     """All servers. `seen` grows as things arrive; `on_echo` is called while an echo connection is open."""
 
-    def __init__(
-        self, stream: OpenStream, datagram: OpenDatagram, tls: ssl.SSLContext, repositories: Path
-    ) -> None:
+    def __init__(self, stream: OpenStream, datagram: OpenDatagram, tls: ssl.SSLContext, repositories: Path) -> None:
         self.seen: list[Seen] = []
         self.on_echo: Callable[[], None] = lambda: None
         self._stream, self._datagram, self._tls, self._repositories = stream, datagram, tls, repositories
         self._sni: WeakKeyDictionary[object, str | None] = WeakKeyDictionary()
         self._zones = [
-            dns.zone.from_text(zone.zone_text(apex), apex, relativize=False)
-            for apex in ("example.com", "example.net")
+            dns.zone.from_text(zone.zone_text(apex), apex, relativize=False) for apex in ("example.com", "example.net")
         ]
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -208,9 +205,7 @@ class Servers:
 
         return await self._start_datagram("::", zone.SINK_UDP_PORT, arrived)
 
-    async def _start_datagram(
-        self, address: str, port: int, arrived: Callable[..., None]
-    ) -> asyncio.DatagramTransport:
+    async def _start_datagram(self, address: str, port: int, arrived: Callable[..., None]) -> asyncio.DatagramTransport:
         opened = self._datagram(address, port)
         transport, _ = await self._loop.create_datagram_endpoint(lambda: _Datagrams(arrived), sock=opened)
         return transport

@@ -27,9 +27,7 @@ names = st.lists(labels, min_size=1, max_size=5).map(".".join)
 addresses = st.ip_addresses()
 ports = st.integers(1, 65535)
 # Shaped like hosts, then with the characters that attacks are made of.
-hostile = st.text(
-    st.sampled_from("aZ0178xX.-_:[]%/@\\ \0\r\n*\u3002\uff0e\uff11\u00ad\u200d\u00fc\u00df\u0131\u212a")
-)
+hostile = st.text(st.sampled_from("aZ0178xX.-_:[]%/@\\ \0\r\n*\u3002\uff0e\uff11\u00ad\u200d\u00fc\u00df\u0131\u212a"))
 almost_a_labels = st.text(st.sampled_from("abz019-"), max_size=12).map(lambda tail: f"xn--{tail}.com")
 anything = st.one_of(st.text(), hostile, almost_a_labels, names, addresses.map(str))
 

@@ -20,9 +20,7 @@ LITERALS = ["10.0.0.1", "127.0.0.1", "169.254.169.254", "64:ff9b::a00:1"]
 PORTS = [22, 443]
 
 hosts = st.sampled_from(NAMES + LITERALS)
-spelled = st.sampled_from(
-    ["*", "*.a.com", *NAMES, *(f"[{each}]" if ":" in each else each for each in LITERALS)]
-)
+spelled = st.sampled_from(["*", "*.a.com", *NAMES, *(f"[{each}]" if ":" in each else each for each in LITERALS)])
 ports = st.sampled_from(PORTS)
 texts = st.builds(lambda host, port: f"{host}:{port}" if port else host, spelled, st.none() | ports)
 allow_rules = texts.map(lambda text: parse_allow_rule(text, "allow"))

@@ -19,12 +19,8 @@ targets = st.from_regex(r"/[!\"$-~]{0,20}", fullmatch=True)
 pieces = st.lists(st.binary(min_size=1, max_size=40), max_size=5)
 
 
-@given(
-    tokens.filter(lambda text: text.upper() not in {"TRACE", "TRACK"}), targets, fields, st.binary(max_size=9)
-)
-def test_what_was_written_is_read(
-    method: str, target: str, fields: list[tuple[bytes, bytes]], tail: bytes
-) -> None:
+@given(tokens.filter(lambda text: text.upper() not in {"TRACE", "TRACK"}), targets, fields, st.binary(max_size=9))
+def test_what_was_written_is_read(method: str, target: str, fields: list[tuple[bytes, bytes]], tail: bytes) -> None:
     """Parsing what we write gives what we wrote, at any length of what follows."""
     head = RequestHead(method, target, "1.1", ((b"Host", b"a.test"), *fields))
     data = http1.request_bytes(head, target, Authority("a.test", 80), websocket=False)
@@ -47,9 +43,7 @@ def test_mutated_head_has_one_reading(where: int, value: int) -> None:
         body = http1.request_body(head)
     except ClientProtocolError:
         return
-    again = http1.parse_request_head(
-        http1.request_bytes(head, head.target, Authority("a.test", 80), websocket=False)
-    )
+    again = http1.parse_request_head(http1.request_bytes(head, head.target, Authority("a.test", 80), websocket=False))
     assert again is not NEED_MORE
     assert again[0].method == head.method
     assert http1.request_body(again[0]).done == body.done

@@ -13,9 +13,7 @@ ADDRESSES = [
     ip_address(text)
     for text in ("203.0.113.1", "203.0.113.2", "127.0.0.1", "198.18.0.3", "2001:db8::1", "::1", "fd00::3")
 ]
-QUESTIONS = st.lists(
-    st.tuples(st.sampled_from("abcd"), st.lists(st.sampled_from(ADDRESSES), max_size=4)), max_size=30
-)
+QUESTIONS = st.lists(st.tuples(st.sampled_from("abcd"), st.lists(st.sampled_from(ADDRESSES), max_size=4)), max_size=30)
 
 
 @given(QUESTIONS, st.integers(0, 12))

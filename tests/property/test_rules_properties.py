@@ -15,9 +15,7 @@ patterns = st.one_of(
     st.just("*"), names, names.map("*.{}".format), st.sampled_from(["10.0.0.1", "[::1]", "[2001:db8::a]"])
 )
 ports = st.sampled_from([22, 80, 443, 8080])
-texts = st.builds(
-    lambda pattern, port: pattern if port is None else f"{pattern}:{port}", patterns, st.none() | ports
-)
+texts = st.builds(lambda pattern, port: pattern if port is None else f"{pattern}:{port}", patterns, st.none() | ports)
 allow_rules = texts.map(lambda text: parse_allow_rule(text, "allow"))
 deny_rules = texts.map(lambda text: parse_deny_rule(text, "deny"))
 rule_lists = st.lists(st.one_of(allow_rules, deny_rules), max_size=8)
@@ -69,9 +67,7 @@ def test_all_ports_that_rules_open_are_listed(rules: list[Rule], host: str) -> N
 
 
 @given(st.lists(allow_rules, max_size=8), st.randoms(use_true_random=False), hosts, ports)
-def test_order_does_not_change_what_is_allowed(
-    rules: list[Rule], random: object, host: str, port: int
-) -> None:
+def test_order_does_not_change_what_is_allowed(rules: list[Rule], random: object, host: str, port: int) -> None:
     """Rules are a set: any order finds a rule for the same host and port, with the port written or not."""
     shuffled = list(rules)
     random.shuffle(shuffled)  # type: ignore[attr-defined]  # hypothesis gives a random.Random

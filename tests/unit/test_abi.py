@@ -12,10 +12,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from kit.expect import require
 
 from nono_ebpf.kernel import abi
 from nono_ebpf.kernel.loader import SOURCES
-from kit.expect import require
 
 STRUCTS = ("nono_process", "nono_destination", "nono_origin", "nono_source", "nono_denial", "nono_settings")
 ENUMS = {
@@ -47,7 +47,10 @@ class Btf:
             at += 12
             if kind == STRUCT:
                 members = struct.iter_unpack("=III", types[at : at + 12 * count])
-                self.structs[self._name(name)] = (size, {self._name(n): (bits & 0xFFFFFF) // 8 for n, _, bits in members})
+                self.structs[self._name(name)] = (
+                    size,
+                    {self._name(n): (bits & 0xFFFFFF) // 8 for n, _, bits in members},
+                )
             elif kind == ENUM:
                 values = struct.iter_unpack("=Ii", types[at : at + 8 * count])
                 self.enums[self._name(name)] = {self._name(n): value for n, value in values}

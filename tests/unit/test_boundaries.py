@@ -24,9 +24,7 @@ FORBIDDEN = {
     "audit": ("nono_ebpf.kernel",),
 }
 BUILTIN_EXCEPTIONS = {
-    name
-    for name, thing in vars(builtins).items()
-    if isinstance(thing, type) and issubclass(thing, BaseException)
+    name for name, thing in vars(builtins).items() if isinstance(thing, type) and issubclass(thing, BaseException)
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -48,9 +46,7 @@ def imports(tree: ast.AST, package: tuple[str, ...]) -> Iterator[str]:
 
 
 def trespasses(tree: ast.AST, package: tuple[str, ...], forbidden: tuple[str, ...]) -> list[str]:
-    return [
-        name for name in imports(tree, package) for each in forbidden if f"{name}.".startswith(f"{each}.")
-    ]
+    return [name for name in imports(tree, package) for each in forbidden if f"{name}.".startswith(f"{each}.")]
 
 
 def last_name(node: ast.expr) -> str:
@@ -147,9 +143,7 @@ def test_every_way_to_make_a_permit_is_seen(source: str) -> None:
     assert not permits_made(ast.parse("replace(ask, addresses=())"))
 
 
-@pytest.mark.parametrize(
-    "base", ["Exception", "NonoError", "dns.exception.DNSException", "KeyError", "Warning"]
-)
+@pytest.mark.parametrize("base", ["Exception", "NonoError", "dns.exception.DNSException", "KeyError", "Warning"])
 def test_every_way_to_define_an_exception_is_seen(base: str) -> None:
     """Our own, the builtin and foreign exceptions count as bases; other classes do not."""
     assert exceptions_defined(ast.parse(f"class X({base}): pass"), our_exceptions()) == ["X"]

@@ -118,9 +118,7 @@ def test_one_denied_address_denies_the_flow(address: str, port: int | None) -> N
     assert refused.remedy is None
 
 
-@pytest.mark.parametrize(
-    "address", ["10.0.0.1", "192.168.1.1", "172.16.5.4", "104.18.7.96", "64:ff9b::808:808"]
-)
+@pytest.mark.parametrize("address", ["10.0.0.1", "192.168.1.1", "172.16.5.4", "104.18.7.96", "64:ff9b::808:808"])
 def test_private_addresses_are_fine(address: str) -> None:
     """RFC 1918 is reachable when a rule names the host."""
     assert isinstance(decide(policy("a.com"), ask("a.com", addresses=answers(address))), Permit)

@@ -366,9 +366,7 @@ def test_reverse_lookups_know_only_what_this_sandbox_was_given() -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize(
-    "name", [".", "1.2.3.4", "a b.test", r"a\.b.test", r"\000.test", "-.test", "a..test"]
-)
+@pytest.mark.parametrize("name", [".", "1.2.3.4", "a b.test", r"a\.b.test", r"\000.test", "-.test", "a..test"])
 def test_what_is_no_host_name_does_not_exist(name: str) -> None:
     """Even with every host permitted: no rule can be about it."""
 
@@ -844,7 +842,5 @@ with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
 def test_after_preload_an_answer_imports_nothing() -> None:
     """The serving process cannot read its own installation: every kind of question is answered without."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    ran = subprocess.run(
-        [sys.executable, "-c", FRESH], env=environment, capture_output=True, text=True, check=False
-    )
+    ran = subprocess.run([sys.executable, "-c", FRESH], env=environment, capture_output=True, text=True, check=False)
     assert (ran.stdout, ran.stderr, ran.returncode) == ("done\n", "", 0)

@@ -255,9 +255,7 @@ def test_chunked_bodies_are_decoded_and_encoded_again(run: Run) -> None:
             )
             assert "Transfer-Encoding: chunked" in await head_of(server)
             assert await server.receive_until(b"0\r\n\r\n") == b"8\r\nhello yo\r\n0\r\n\r\n"
-            await server.send(
-                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nfoo\r\n0\r\nT: 1\r\n\r\n"
-            )
+            await server.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nfoo\r\n0\r\nT: 1\r\n\r\n")
             assert "Transfer-Encoding: chunked" in await head_of(client)
             assert await client.receive_until(b"0\r\n\r\n") == b"3\r\nfoo\r\n0\r\n\r\n"
             await client.send(get("a.test", it.port))
@@ -406,9 +404,7 @@ def test_early_answer_to_an_unfinished_upload(run: Run) -> None:
         async with Relaying("a.test") as it:
             client = await it.connect("a.test")
             server = await it.accept()
-            await client.send(
-                f"POST / HTTP/1.1\r\nHost: a.test:{it.port}\r\nContent-Length: 9\r\n\r\nhalf".encode()
-            )
+            await client.send(f"POST / HTTP/1.1\r\nHost: a.test:{it.port}\r\nContent-Length: 9\r\n\r\nhalf".encode())
             await head_of(server)
             assert await server.receive(4) == b"half"
             await server.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
@@ -458,8 +454,7 @@ def test_hop_by_hop_fields_stay_here(run: Run) -> None:
             )
             assert await head_of(server) == ["GET / HTTP/1.1", f"Host: a.test:{it.port}", "X-Keep: 1"]
             await server.send(
-                b"HTTP/1.1 200 OK\r\nConnection: X-Drop\r\nX-Drop: 1\r\n"
-                b"Keep-Alive: 5\r\nContent-Length: 0\r\n\r\n"
+                b"HTTP/1.1 200 OK\r\nConnection: X-Drop\r\nX-Drop: 1\r\nKeep-Alive: 5\r\nContent-Length: 0\r\n\r\n"
             )
             assert await head_of(client) == ["HTTP/1.1 200 OK", "Content-Length: 0"]
             client.finish()
@@ -525,9 +520,7 @@ def test_post_is_never_repeated(run: Run) -> None:
             await head_of(server)
             await server.send(OK)
             await client.receive_until(b"ok")
-            await client.send(
-                f"POST / HTTP/1.1\r\nHost: a.test:{it.port}\r\nContent-Length: 0\r\n\r\n".encode()
-            )
+            await client.send(f"POST / HTTP/1.1\r\nHost: a.test:{it.port}\r\nContent-Length: 0\r\n\r\n".encode())
             await head_of(server)
             server.close()
             assert (await client.receive_all()).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
@@ -587,9 +580,7 @@ def test_bad_response_is_502(run: Run) -> None:
             server = await it.accept()
             await client.send(get("a.test", it.port))
             await head_of(server)
-            await server.send(
-                b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-            )
+            await server.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
             assert (await client.receive_all()).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
 
     run(script())
@@ -629,9 +620,7 @@ def test_websocket_is_spliced_after_its_101(run: Run) -> None:
     run(script())
 
 
-@pytest.mark.parametrize(
-    "fields", ["", "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n"]
-)
+@pytest.mark.parametrize("fields", ["", "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n"])
 def test_101_that_was_not_earned(run: Run, fields: str) -> None:
     """A 101 without a handshake, or with the wrong key, does not open a tunnel."""
 

@@ -107,9 +107,7 @@ class TestHeads:
         with pytest.raises(ClientProtocolError):
             http1.parse_request_head(b"GET / HTTP/1.1\nHost: a\n\n")
 
-    @pytest.mark.parametrize(
-        "head", ["HTTP/1.1 20 OK", "HTTP/1.1 600 X", "ICY 200 OK", "HTTP/1.1 200 OK\r\nX : y"]
-    )
+    @pytest.mark.parametrize("head", ["HTTP/1.1 20 OK", "HTTP/1.1 600 X", "ICY 200 OK", "HTTP/1.1 200 OK\r\nX : y"])
     def test_malformed_response_is_the_upstreams_fault(self, head: str) -> None:
         """The same rules, blamed on the other side."""
         with pytest.raises(UpstreamError, match=r"^read a\.test:80: "):
@@ -257,8 +255,7 @@ class TestWriting:
         """Framing is ours, repeated fields stay apart."""
         head = response("Set-Cookie: a", "Set-Cookie: b", "Connection: close", "Content-Length: 1")
         assert http1.response_bytes(head, close=True, chunked=False) == (
-            b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n"
-            b"Content-Length: 1\r\nConnection: close\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nContent-Length: 1\r\nConnection: close\r\n\r\n"
         )
 
     def test_no_length_in_1xx_and_204(self) -> None:
@@ -287,9 +284,7 @@ class TestTargets:
 
     def test_connect(self) -> None:
         """CONNECT names a host and a port, and has no body."""
-        assert http1.connect_authority(request(line="CONNECT A.test:443 HTTP/1.1")) == Authority(
-            "a.test", 443
-        )
+        assert http1.connect_authority(request(line="CONNECT A.test:443 HTTP/1.1")) == Authority("a.test", 443)
         for line, *more in (
             ["CONNECT a.test HTTP/1.1"],
             ["CONNECT http://a.test:1 HTTP/1.1"],

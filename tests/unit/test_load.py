@@ -17,9 +17,7 @@ PRESETS = [
 def test_a_profile_is_read() -> None:
     """The network object is read, and what is left out has a value."""
     text = b'{"network": {"allow_domain": ["a.com", "@python"], "deny_domain": ["b.com"]}}'
-    assert load_profile(text, "p") == Profile(
-        Network(allow_domain=("a.com", "@python"), deny_domain=("b.com",))
-    )
+    assert load_profile(text, "p") == Profile(Network(allow_domain=("a.com", "@python"), deny_domain=("b.com",)))
     assert load_profile(b"{}", "p") == Profile()
     assert load_profile(b'{"network": {}}', "p") == Profile()
 
@@ -88,9 +86,7 @@ def test_nothing_written_allows_nothing() -> None:
     assert policy.allow.rules == policy.deny.rules == ()
 
 
-@pytest.mark.parametrize(
-    ("allow", "deny", "where"), [(["a b"], [], "--allow-domain"), ([], ["*x"], "--deny-domain")]
-)
+@pytest.mark.parametrize(("allow", "deny", "where"), [(["a b"], [], "--allow-domain"), ([], ["*x"], "--deny-domain")])
 def test_a_bad_rule_is_located(allow: list[str], deny: list[str], where: str) -> None:
     """A malformed rule names the option that holds it."""
     with pytest.raises(ConfigError) as caught:
@@ -130,9 +126,7 @@ def test_a_preset_is_sound(name: str) -> None:
 
 def test_a_policy_survives_the_pipe() -> None:
     """Another process gets the same rules, in the same order, with the same answers."""
-    policy = build_policy(
-        None, "", ["a.com", "*.b.com:22", "*", "münchen.de"], ["c.com", "d.com:5", "10.0.0.1"]
-    )
+    policy = build_policy(None, "", ["a.com", "*.b.com:22", "*", "münchen.de"], ["c.com", "d.com:5", "10.0.0.1"])
     restored = restore_policy(dump_policy(policy))
     assert restored.allow.rules == policy.allow.rules
     assert restored.deny.rules == policy.deny.rules

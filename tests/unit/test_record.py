@@ -26,9 +26,7 @@ HOSTILE = "a\x00b\nc\x1b[31md\x7fe\x9bf\u202eg\u2028h\ud800i\U0001f600"
 
 def test_a_record_is_one_line_of_json_without_what_is_not_known() -> None:
     """A line has exactly the known fields, under their published names, and one line feed."""
-    record = open_record(
-        "flow", "redirect", origin=FlowOrigin(Endpoint(ip_address("2001:db8::1"), 443), CURL)
-    )
+    record = open_record("flow", "redirect", origin=FlowOrigin(Endpoint(ip_address("2001:db8::1"), 443), CURL))
     record.timestamp_unix_ms = 1
     record.target, record.port, record.bytes_sent = "example.com", 443, 0
     line = to_line(record)

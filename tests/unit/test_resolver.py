@@ -211,9 +211,7 @@ def test_a_ttl_of_zero_is_not_kept_and_the_cache_is_bounded(run: Run, no_files: 
 
     async def scenario() -> None:
         async with Nameserver(ZONE, ttl_s=0) as upstream:
-            resolver = HostResolver(
-                nameservers=[upstream.endpoint], limits=Limits(cached_answers=1), **no_files
-            )
+            resolver = HostResolver(nameservers=[upstream.endpoint], limits=Limits(cached_answers=1), **no_files)
             await resolver.resolve("a.test", A)
             assert len(resolver._cache._held) == 0
             upstream.ttl_s = 60
@@ -273,9 +271,7 @@ def test_pinned_names_are_asked_of_nobody(run: Run, no_files: dict[str, Path]) -
     async def scenario() -> None:
         async with Nameserver(ZONE) as upstream:
             resolver = HostResolver(pinned, nameservers=[upstream.endpoint], **no_files)
-            assert await resolver.lookup("a.test") == (
-                ResolvedAddress(ip_address("127.0.0.1"), own=True, pinned=True),
-            )
+            assert await resolver.lookup("a.test") == (ResolvedAddress(ip_address("127.0.0.1"), own=True, pinned=True),)
             assert (await resolver.resolve("a.test", AAAA)).addresses == ()
             assert upstream.seen == []
 
@@ -321,16 +317,12 @@ def test_a_mapped_address_is_the_ipv4_address(run: Run, no_files: dict[str, Path
     async def scenario() -> None:
         async with Nameserver(ZONE) as upstream:
             resolver = HostResolver(nameservers=[upstream.endpoint], **no_files)
-            assert await resolver.lookup("mapped.test") == (
-                ResolvedAddress(ip_address("127.0.0.1"), own=True),
-            )
+            assert await resolver.lookup("mapped.test") == (ResolvedAddress(ip_address("127.0.0.1"), own=True),)
 
     run(scenario())
 
 
-def test_the_hosts_file_answers_first_and_is_read_again_when_changed(
-    run: Run, no_files: dict[str, Path]
-) -> None:
+def test_the_hosts_file_answers_first_and_is_read_again_when_changed(run: Run, no_files: dict[str, Path]) -> None:
     """An entry is used for both families without a query, edits count at once, and so does removal."""
     hosts = no_files["hosts"]
 
@@ -404,9 +396,7 @@ def _servers(resolver: HostResolver) -> list[Any]:
 
 
 @pytest.mark.parametrize("text", [None, "", "nameserver nonsense\n", f"nameserver ::1\nsearch {'x' * 64}\n"])
-def test_an_unusable_resolv_conf_is_an_upstream_error(
-    text: str | None, run: Run, no_files: dict[str, Path]
-) -> None:
+def test_an_unusable_resolv_conf_is_an_upstream_error(text: str | None, run: Run, no_files: dict[str, Path]) -> None:
     """No guess is made about a nameserver that nobody configured."""
     if text is not None:
         no_files["resolv_conf"].write_text(text)

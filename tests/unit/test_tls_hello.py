@@ -50,9 +50,7 @@ def test_whole_hello() -> None:
 
 def test_hello_of_a_real_client() -> None:
     """OpenSSL's own hello is understood."""
-    assert parse_client_hello(real_hello("www.example.com")) == ClientHello(
-        "www.example.com", (b"h2",), ech=False
-    )
+    assert parse_client_hello(real_hello("www.example.com")) == ClientHello("www.example.com", (b"h2",), ech=False)
 
 
 def test_byte_by_byte() -> None:
@@ -93,9 +91,7 @@ def test_encrypted_client_hello_is_reported() -> None:
     assert parse_client_hello(hello) == ClientHello("a.test", (), ech=True)
 
 
-@pytest.mark.parametrize(
-    "data", [b"GET / HTTP/1.1\r\n", b"\x16\x02\x00", b"\x80\x2e\x01", b"SSH-2.0-x", b"\0"]
-)
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n", b"\x16\x02\x00", b"\x80\x2e\x01", b"SSH-2.0-x", b"\0"])
 def test_not_tls(data: bytes) -> None:
     """What cannot be a TLS handshake record is told at once."""
     assert parse_client_hello(data) is NOT_TLS
@@ -142,9 +138,7 @@ def names_list(body: bytes) -> bytes:
         pytest.param(client_hello(None, extension(16, vector(2, b"\x09h2"))), id="ALPN past the end"),
         pytest.param(client_hello(None, alpn()), id="no ALPN offer"),
         pytest.param(b"\x16\x03\x01\x00\x04\x01" + (MAX_HELLO_BYTES).to_bytes(3, "big"), id="over the bound"),
-        pytest.param(
-            records(message((server_name(b"a.test"),)), [1] * 2)[:5] + b"\x05", id="first byte wrong"
-        ),
+        pytest.param(records(message((server_name(b"a.test"),)), [1] * 2)[:5] + b"\x05", id="first byte wrong"),
     ],
 )
 def test_malformed(data: bytes) -> None:

@@ -1,0 +1,233 @@
+"""kill -9 of the proxy, of the supervisor, of both: nothing leaves that a rule does not allow, nothing stays behind.
+
+::
+
+    sandbox: restless.py ──► proxy ──► mach0 ─────────► world
+      every way out,                     │
+      over and over                   scapy: every frame that left
+
+Three witnesses: the frames on the machine's only link, the world's servers, and the sandboxed command itself.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import pytest
+from kit import sandboxes, zone
+from kit.capture import Capture, Sent
+from kit.machine import read_records
+from kit.sandboxes import Sandbox, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from functools import partial
+
+    from kit.machine import Machine, Record
+    from kit.world import World
+
+pytestmark = [pytest.mark.root, pytest.mark.kernel, pytest.mark.slow]
+
+RESTLESS = (Path(__file__).parents[1] / "kit" / "restless.py").read_text()
+ALLOWED, DENIED = "v4.one.example.com", "v4.db.example.com"
+DENIED_V4, DENIED_V6 = zone.v4("db.example.com"), zone.v6("db.example.com")
+PERMITTED = {
+    ("tcp", zone.v4("one.example.com"), zone.HTTP_PORT),
+    *((each, zone.DNS_V4, 53) for each in ("tcp", "udp")),
+}
+LOAD = [
+    *("python3", "-I", "-c", RESTLESS, ALLOWED, str(zone.HTTP_PORT)),
+    *(DENIED, DENIED_V4, DENIED_V6, str(zone.ECHO_PORT), str(zone.SINK_UDP_PORT), zone.DNS_V4),
+]
+RUN = [sys.executable, "-I", "-m", "nono_ebpf", "run", "--user", "nobody", "--", "true"]
+
+ROUNDS = range(5)
+LONGEST_WAIT_S, LONGEST_GAP_S = 0.4, 0.03
+ATTEMPTS_AFTER = 25
+AT_ONCE_NS = 1_000_000_000  # the hook answers in microseconds; the machine may be busy
+DEADLINE_S = 30
+
+
+class Load:
+    """restless.py in a sandbox on the machine, and what it has said so far."""
+
+    def __init__(self, machine: Machine, log: Path) -> None:
+        self.log = log
+        self.process = machine.start(["--allow-domain", f"{ALLOWED}:{zone.HTTP_PORT}"], LOAD, log=log)
+        self.said: list[str] = []
+        self.errors: list[str] = []
+        self._changed = threading.Condition()
+        streams = ((self.process.stdout, self.said), (self.process.stderr, self.errors))
+        self._readers = [threading.Thread(target=self._read, args=each) for each in streams]
+        for reader in self._readers:
+            reader.start()
+        self.wait_until(lambda: "ready" in self.said)
+        self.sandbox = Sandbox.of(self.process.pid)
+
+    def _read(self, stream: IO[str], lines: list[str]) -> None:
+        for line in stream:
+            with self._changed:
+                lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+
+    def wait_until(self, holds: partial[bool] | object) -> None:
+        assert callable(holds)
+        with self._changed:
+            assert self._changed.wait_for(holds, DEADLINE_S), f"{self.errors} {self.said[-5:]}"
+
+    def attempts(self, since_ns: int = 0) -> list[tuple[int, str]]:
+        """(duration in ns, outcome) of each of the witness's connections begun at `since_ns` or later."""
+        lines = [line.split() for line in self.said if line.startswith("tried ")]
+        return [(int(end) - int(begun), how) for _, begun, end, how in lines if int(begun) >= since_ns]
+
+    def escapes(self) -> set[str]:
+        return {line for line in self.said if line.startswith("escaped")}
+
+    def streams_closed(self) -> bool:
+        """Whether nobody holds the command's stdout and our stderr any more."""
+        for reader in self._readers:
+            reader.join(DEADLINE_S)
+        return not any(reader.is_alive() for reader in self._readers)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(DEADLINE_S)
+        assert self.streams_closed()
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+@pytest.fixture
+def capture(world: World) -> Iterator[Capture]:
+    running = Capture(world.namespaces.machine)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def load(machine: Machine, capture: Capture, tmp_path: Path) -> Iterator[Load]:
+    """Under way when the test begins, and seen by the capture from its first packet on."""
+    started = Load(machine, tmp_path / "audit.ndjson")
+    yield started
+    started.close()
+    started.sandbox.close()
+
+
+@contextmanager
+def _at_random(seed: str) -> Iterator[random.Random]:
+    """The moment of a round, the same in every run of the suite."""
+    chance = random.Random(seed)
+    time.sleep(chance.uniform(0, LONGEST_WAIT_S))  # the moment of the crash is what is being varied
+    yield chance
+
+
+def _forbidden(sent: dict[Sent, int]) -> set[Sent]:
+    """What no rule permits, or does not come from the machine's own addresses."""
+    own = {zone.MACHINE_V4, zone.MACHINE_V6}
+    return {
+        each for each in sent if (each.protocol, each.address, each.port) not in PERMITTED or each.source not in own
+    }
+
+
+def _assert_nothing_leaked(world: World, capture: Capture, load: Load) -> None:
+    sent = capture.outbound()
+    assert any(each.port == zone.HTTP_PORT for each in sent), "the load never reached what it may reach"
+    assert _forbidden(sent) == set()
+    assert load.escapes() == set()
+    reached = {(each.service, each.address) for each in world.seen if each.service != "dns"}
+    assert reached == {("http", zone.v4("one.example.com"))}
+    assert {each.what.split()[0].rstrip(".") for each in world.seen if each.service == "dns"} <= {ALLOWED}
+
+
+def _assert_load_was_heavy(records: tuple[Record, ...]) -> None:
+    """Each way out was tried and judged, or nothing above was tested."""
+    denied = {record.get("denial_category") for record in records if record["decision"] == "deny"}
+    assert {"datagram", "datagram_connect", "host_denied"} <= denied
+
+
+def _assert_next_start_cleans_up(sandbox: Sandbox) -> None:
+    done = subprocess.run(
+        RUN, capture_output=True, text=True, check=False, timeout=DEADLINE_S, stdin=subprocess.DEVNULL
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert all(each.ended(0) for each in sandbox.processes())
+    assert sandbox.traces() == []
+
+
+def test_a_leak_would_be_seen(world: World, machine: Machine, capture: Capture) -> None:
+    """Without a sandbox the same packets do leave, and the capture and the judge say so."""
+    script = (
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "
+        f"s.sendto(b'x', ({DENIED_V4!r}, 9999)); socket.create_connection(({DENIED_V6!r}, 7)).close(); "
+        f"socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).sendto(b'\\x08' + bytes(7), ({DENIED_V4!r}, 0))"
+    )
+    assert machine.bare(["python3", "-c", script]).returncode == 0
+    seen = {(each.protocol, each.address, each.port) for each in _forbidden(capture.outbound())}
+    assert {("udp", DENIED_V4, 9999), ("tcp", DENIED_V6, 7)} <= seen
+    assert any("ICMP" in protocol for protocol, _, _ in seen)
+
+
+@pytest.mark.parametrize("number", ROUNDS)
+def test_a_killed_proxy_refuses_everything(number: int, world: World, capture: Capture, load: Load) -> None:
+    """The command lives on, each further connect(2) fails at once, and those under way are cut."""
+    with _at_random(f"proxy {number}"):
+        load.sandbox.proxy.kill()
+    load.wait_until(lambda: any("the proxy ended (137)" in line for line in load.errors))
+    refusing_ns = time.monotonic_ns()
+    load.wait_until(lambda: len(load.attempts(refusing_ns)) >= ATTEMPTS_AFTER)
+    assert {how for _, how in load.attempts(refusing_ns)} == {"refused"}
+    assert max(duration for duration, _ in load.attempts(refusing_ns)) < AT_ONCE_NS
+    assert {how for _, how in load.attempts()} <= {"served", "cut", "refused"}
+    load.process.terminate()
+    assert load.process.wait(DEADLINE_S) == 143
+    assert load.streams_closed()
+    assert load.sandbox.traces() == []  # the supervisor was alive: it has tidied up itself
+    _assert_next_start_cleans_up(load.sandbox)
+    _assert_nothing_leaked(world, capture, load)
+    _assert_load_was_heavy(read_records(load.log))
+
+
+def _assert_everything_is_dead(load: Load) -> None:
+    assert all(each.ended() for each in load.sandbox.processes())
+    assert load.process.wait(DEADLINE_S) == -9
+    assert load.streams_closed()
+    assert {how for _, how in load.attempts()} <= {"served", "cut", "refused"}
+    assert eventually(lambda: sandboxes.netns_users(load.sandbox.netns) == [])
+
+
+@pytest.mark.parametrize("number", ROUNDS)
+def test_a_killed_supervisor_takes_everything_with_it(number: int, world: World, capture: Capture, load: Load) -> None:
+    """The command and the proxy are dead by themselves; what is pinned stands until the next start."""
+    with _at_random(f"supervisor {number}"):
+        load.sandbox.supervisor.kill()
+    _assert_everything_is_dead(load)
+    assert load.sandbox.pins in load.sandbox.traces()
+    _assert_next_start_cleans_up(load.sandbox)
+    _assert_nothing_leaked(world, capture, load)
+    _assert_load_was_heavy(read_records(load.log))
+
+
+@pytest.mark.parametrize("order", ["proxy first", "supervisor first"])
+@pytest.mark.parametrize("number", ROUNDS)
+def test_both_killed(number: int, order: str, world: World, capture: Capture, load: Load) -> None:
+    """In either order, and with any time between: too little for the supervisor to react, or enough."""
+    victims = [load.sandbox.proxy, load.sandbox.supervisor]
+    first, second = victims if order == "proxy first" else victims[::-1]
+    with _at_random(f"{order} {number}") as chance:
+        gap_s = chance.choice([0, chance.uniform(0, LONGEST_GAP_S)])
+        first.kill()
+        time.sleep(gap_s)
+        second.kill()
+    _assert_everything_is_dead(load)
+    _assert_next_start_cleans_up(load.sandbox)
+    _assert_nothing_leaked(world, capture, load)
+    _assert_load_was_heavy(read_records(load.log))
