@@ -27,9 +27,7 @@ from kit.machine import read_records
 from kit.sandboxes import Sandbox, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from functools import partial
-
+        
     from kit.machine import Machine, Record
     from kit.world import World
 
@@ -77,8 +75,7 @@ class Load:
                 lines.append(line.rstrip("\n"))
                 self._changed.notify_all()
 
-    def wait_until(self, holds: partial[bool] | object) -> None:
-        assert callable(holds)
+    def wait_until(self, holds: Callable[[], bool]) -> None:
         with self._changed:
             assert self._changed.wait_for(holds, DEADLINE_S), f"{self.errors} {self.said[-5:]}"
 

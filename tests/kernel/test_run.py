@@ -273,7 +273,7 @@ def test_an_interactive_shell_works_inside(terminal: Terminal) -> None:
     terminal.expect("up")
     terminal.type("\x1a")
     terminal.expect("Stopped")
-    terminal.type("kill %1; exit 3\n")
+    terminal.type("kill -9 %1; wait; exit 3\n")
     terminal.expect("exit 3")
     terminal.type("echo status $?\n")
     terminal.expect("\nstatus 3")

@@ -130,8 +130,8 @@ def _is_neighbourly(frame: Packet) -> bool:
 
 def describe(frame: Packet) -> Sent:
     """A frame as the judge of a test needs it."""
-    network = frame[IP] if IP in frame else frame[IPv6] if IPv6 in frame else None
-    source, address = (network.src, network.dst) if network is not None else (frame[Ether].src, frame[Ether].dst)
+    network = next((frame[layer] for layer in (IP, IPv6) if layer in frame), frame[Ether])
+    source, address = network.src, network.dst
     for name, layer in (("tcp", TCP), ("udp", UDP)):
         if layer in frame and ICMP not in frame:
             return Sent(name, source, address, frame[layer].dport)

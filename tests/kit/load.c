@@ -438,5 +438,7 @@ int main(int argc, char **argv)
 		serve(atoi(argv[2]));
 	else if (argc == 4 && !strcmp(argv[1], "client"))
 		obey(argv[2], atoi(argv[3]));
-	return 2;
+	else
+		return 2;
+	return 0;
 }

@@ -1,8 +1,9 @@
 """What runs in the sandbox while it is shot at: several processes that try every way out, over and over.
 
-`restless.py ALLOWED_NAME ALLOWED_PORT DENIED_NAME DENIED_V4 DENIED_V6 TCP_PORT UDP_PORT DNS_V4`. Prints "ready" once each
-way has been tried, then a line `tried BEGUN ENDED OUTCOME` (CLOCK_MONOTONIC, ns) for each of the witness's connections to the
-allowed host, and `escaped WAY` for a socket or datagram that should not have been. Standard library only.
+`restless.py ALLOWED_NAME ALLOWED_PORT DENIED_NAME DENIED_V4 DENIED_V6 TCP_PORT UDP_PORT DNS_V4`. Prints "ready"
+once each way has been tried, then a line `tried BEGUN ENDED OUTCOME` (CLOCK_MONOTONIC, ns) for each of the witness's
+connections to the allowed host, and `escaped WAY` for a socket or datagram that should not have been. Standard
+library only.
 """
 
 from __future__ import annotations
