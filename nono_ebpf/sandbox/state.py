@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 STATE = Path("/run/nono-ebpf")
 GROUP = "nono-ebpf"
+_NAME_BYTES = 6
+_NAME = re.compile(f"[0-9a-f]{{{2 * _NAME_BYTES}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,8 @@ class Sandbox:
         Cgroup(self.group).remove()
         remove_pins(self.pins)
         remove_pins(self.pins.with_name(f"{self.id}_new"))
-        shutil.rmtree(self.directory)
+        with _registry():
+            shutil.rmtree(self.directory)
         os.close(self.lock)
 
 
@@ -73,7 +77,7 @@ def _registry() -> Iterator[None]:
 def create() -> Sandbox:
     """A new one, locked."""
     with _registry():
-        name = secrets.token_hex(6)
+        name = secrets.token_hex(_NAME_BYTES)
         (STATE / name).mkdir(mode=0o700)
         return Sandbox(name, _lock(STATE / name))
 
@@ -92,14 +96,21 @@ def _lock(directory: Path) -> int:
 def remove_stale() -> list[str]:
     """Clean up after supervisors that are gone; the names of what was removed."""
     with _registry():
-        stale = [sandbox for directory in sorted(STATE.glob("*/")) if (sandbox := _abandoned(directory))]
+        stale = [sandbox for name in _names() if (sandbox := _abandoned(STATE / name))]
     for sandbox in stale:
         sandbox.remove()
     return [sandbox.id for sandbox in stale]
 
 
+def _names() -> list[str]:
+    """Of every sandbox there is a trace of: /run may have been emptied under a crashed one."""
+    traces = (entry.name for place in (STATE, bpffs.PINS, cgroup.hierarchy() / GROUP) for entry in place.glob("*/"))
+    return sorted({found[0] for name in traces if (found := _NAME.match(name))})
+
+
 def _abandoned(directory: Path) -> Sandbox | None:
+    directory.mkdir(mode=0o700, exist_ok=True)
     try:
         return Sandbox(directory.name, _lock(directory))
-    except (BlockingIOError, FileNotFoundError):
-        return None  # alive, or just removed
+    except BlockingIOError:
+        return None  # its supervisor is alive

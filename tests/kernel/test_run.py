@@ -8,12 +8,13 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -223,7 +224,10 @@ class Terminal:
         self._seen = self._seen.partition(text)[2]
 
     def close(self) -> None:
-        os.kill(self._pid, signal.SIGKILL)
+        for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+            with suppress(ProcessLookupError):
+                if os.getsid(pid) == self._pid:
+                    os.kill(pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
         os.close(self._fd)
 
@@ -269,12 +273,19 @@ def test_an_interactive_shell_works_inside(terminal: Terminal) -> None:
     terminal.type(f"{' '.join(RUN)} -- bash --norc --noprofile -i\n")
     terminal.expect("$ ")
     terminal.expect("$ ")
-    terminal.type("sh -c 'echo u\"\"p; sleep 100'\n")
+    program = "import signal as s, time; s.signal(s.SIGCONT, lambda *_: print('o' + 'n'))"
+    program += "; print('u' + 'p'); time.sleep(99)"
+    terminal.type(f"/usr/bin/python3 -uc {shlex.quote(program)}\n")
     terminal.expect("up")
     terminal.type("\x1a")
     terminal.expect("Stopped")
-    terminal.type("kill -9 %1; wait; exit 3\n")
-    terminal.expect("exit 3")
+    terminal.expect("$ ")
+    terminal.type("fg\n")
+    terminal.expect("\non")
+    terminal.type("\x03")
+    terminal.expect("$ ")
+    terminal.type("exit 3\n")
+    terminal.expect("$ ")
     terminal.type("echo status $?\n")
     terminal.expect("\nstatus 3")
 
