@@ -32,20 +32,15 @@ static __always_inline bool remember(struct bpf_sock_addr *ctx, const struct non
 	return true;
 }
 
-/* A socket that was redirected before, was disconnected (AF_UNSPEC), and now goes elsewhere. Not for sendmsg: a socket
- * may ask the resolver and talk to loopback by turns, and the kernel shows sendmsg4 the rewritten address of a connected
- * socket whose destination is IPv4-mapped.
- */
+/* A socket that was redirected before, was disconnected (AF_UNSPEC), and now goes elsewhere. */
 static __always_inline void forget(struct bpf_sock_addr *ctx)
 {
 	if (ctx->sk)
 		sockets.sk_storage_delete(ctx->sk);
 }
 
-/* Where to steer to: the port (network order) of our listener, 0 to leave the socket alone, or -1 to refuse.
- * `if_datagram`: the reason to give where only the datagram is at fault.
- */
-static __always_inline int steer(struct bpf_sock_addr *ctx, struct nono_origin *origin, __u32 if_datagram)
+/* Where to steer to: the port (network order) of our listener, 0 to leave the socket alone, or -1 to refuse. */
+static __always_inline int steer(struct bpf_sock_addr *ctx, struct nono_origin *origin, bool connecting)
 {
 	struct nono_settings *set = current_settings();
 	bool dns = origin->destination.port_be == bpf_htons(DNS_PORT);
@@ -66,11 +61,10 @@ static __always_inline int steer(struct bpf_sock_addr *ctx, struct nono_origin *
 	}
 	local = is_local(origin->destination.addr, set);
 	/* A client that was told of the proxy dials it itself: recorded like a redirected one, so that it has an owner. */
-	if (local && !dns && !(stream && origin->destination.port_be == set->proxy_port_be)) {
+	if (local && !dns && !(stream && origin->destination.port_be == set->proxy_port_be))
 		return 0;
-	}
 	if (!stream && !dns) {
-		report_denial(origin, if_datagram);
+		report_denial(origin, connecting ? NONO_DENY_DATAGRAM_CONNECT : NONO_DENY_DATAGRAM);
 		return -1;
 	}
 	if (!set->alive) {
@@ -85,54 +79,63 @@ static __always_inline int steer(struct bpf_sock_addr *ctx, struct nono_origin *
 	return dns ? set->dns_port_be : set->proxy_port_be;
 }
 
-/* An IPv4-mapped destination stays IPv4: ::1 would break a socket that is bound to a mapped address. */
-static __always_inline void rewrite6(struct bpf_sock_addr *ctx, const struct nono_origin *origin, int port_be)
-{
-	bool v4 = is_v4(origin->destination.addr);
-
-	ctx->user_ip6[0] = 0;
-	ctx->user_ip6[1] = 0;
-	ctx->user_ip6[2] = v4 ? bpf_htonl(0xffff) : 0;
-	ctx->user_ip6[3] = v4 ? bpf_htonl(0x7f000001) : bpf_htonl(1);
-	ctx->user_port = port_be;
-}
-
-int connect4(struct bpf_sock_addr *ctx)
+/* `connecting`: by connect(2), not by sendmsg(2). Only then is a socket that is left alone forgotten: one may ask the
+ * resolver and talk to loopback by turns, and the kernel shows sendmsg4 the rewritten address of a connected socket whose
+ * destination is IPv4-mapped.
+ */
+static __always_inline int redirect4(struct bpf_sock_addr *ctx, bool connecting)
 {
 	struct nono_origin origin = {};
 	int port_be;
 
 	store_v4(origin.destination.addr, ctx->user_ip4);
 	origin.destination.port_be = ctx->user_port;
-	port_be = steer(ctx, &origin, NONO_DENY_DATAGRAM_CONNECT);
+	port_be = steer(ctx, &origin, connecting);
 	if (port_be < 0)
 		return REFUSE;
-	if (!port_be) {
+	if (port_be) {
+		ctx->user_ip4 = bpf_htonl(0x7f000001);
+		ctx->user_port = port_be;
+	} else if (connecting) {
 		forget(ctx);
-		return PROCEED;
 	}
-	ctx->user_ip4 = bpf_htonl(0x7f000001);
-	ctx->user_port = port_be;
 	return PROCEED;
+}
+
+/* An IPv4-mapped destination stays IPv4: ::1 would break a socket that is bound to a mapped address. */
+static __always_inline int redirect6(struct bpf_sock_addr *ctx, bool connecting)
+{
+	struct nono_origin origin = {};
+	bool v4;
+	int port_be;
+
+	store_v6(origin.destination.addr, ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]);
+	origin.destination.port_be = ctx->user_port;
+	port_be = steer(ctx, &origin, connecting);
+	if (port_be < 0)
+		return REFUSE;
+	if (port_be) {
+		v4 = is_v4(origin.destination.addr);
+		ctx->user_ip6[0] = 0;
+		ctx->user_ip6[1] = 0;
+		ctx->user_ip6[2] = v4 ? bpf_htonl(0xffff) : 0;
+		ctx->user_ip6[3] = v4 ? bpf_htonl(0x7f000001) : bpf_htonl(1);
+		ctx->user_port = port_be;
+	} else if (connecting) {
+		forget(ctx);
+	}
+	return PROCEED;
+}
+
+int connect4(struct bpf_sock_addr *ctx)
+{
+	return redirect4(ctx, true);
 }
 
 /* IPv4-mapped destinations come here, never to connect4. */
 int connect6(struct bpf_sock_addr *ctx)
 {
-	struct nono_origin origin = {};
-	int port_be;
-
-	store_v6(origin.destination.addr, ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]);
-	origin.destination.port_be = ctx->user_port;
-	port_be = steer(ctx, &origin, NONO_DENY_DATAGRAM_CONNECT);
-	if (port_be < 0)
-		return REFUSE;
-	if (!port_be) {
-		forget(ctx);
-		return PROCEED;
-	}
-	rewrite6(ctx, &origin, port_be);
-	return PROCEED;
+	return redirect6(ctx, true);
 }
 
 /* The multipath socket that getpeername sees has no storage; its first subflow, which connected, shares its source. */

@@ -9,34 +9,12 @@
 
 int sendmsg4(struct bpf_sock_addr *ctx)
 {
-	struct nono_origin origin = {};
-	int port_be;
-
-	store_v4(origin.destination.addr, ctx->user_ip4);
-	origin.destination.port_be = ctx->user_port;
-	port_be = steer(ctx, &origin, NONO_DENY_DATAGRAM);
-	if (port_be < 0)
-		return REFUSE;
-	if (port_be) {
-		ctx->user_ip4 = bpf_htonl(0x7f000001);
-		ctx->user_port = port_be;
-	}
-	return PROCEED;
+	return redirect4(ctx, false);
 }
 
 int sendmsg6(struct bpf_sock_addr *ctx)
 {
-	struct nono_origin origin = {};
-	int port_be;
-
-	store_v6(origin.destination.addr, ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]);
-	origin.destination.port_be = ctx->user_port;
-	port_be = steer(ctx, &origin, NONO_DENY_DATAGRAM);
-	if (port_be < 0)
-		return REFUSE;
-	if (port_be)
-		rewrite6(ctx, &origin, port_be);
-	return PROCEED;
+	return redirect6(ctx, false);
 }
 
 /* The server this socket asked, if the datagram that just came in is our resolver's. */
