@@ -12,6 +12,7 @@ Three witnesses: the frames on the machine's only link, the world's servers, and
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -22,12 +23,14 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 from kit import sandboxes, zone
+from kit.bpfmaps import Maps
 from kit.capture import Capture, Sent
 from kit.machine import read_records
-from kit.sandboxes import Sandbox, eventually
+from kit.sandboxes import Sandbox, Victim, eventually
 
 if TYPE_CHECKING:
-        
+    from collections.abc import Callable, Iterator
+
     from kit.machine import Machine, Record
     from kit.world import World
 
@@ -40,14 +43,13 @@ PERMITTED = {
     ("tcp", zone.v4("one.example.com"), zone.HTTP_PORT),
     *((each, zone.DNS_V4, 53) for each in ("tcp", "udp")),
 }
-LOAD = [
-    *("python3", "-I", "-c", RESTLESS, ALLOWED, str(zone.HTTP_PORT)),
-    *(DENIED, DENIED_V4, DENIED_V6, str(zone.ECHO_PORT), str(zone.SINK_UDP_PORT), zone.DNS_V4),
-]
+ONCE = ["python3", "-I", "-c", RESTLESS, ALLOWED, str(zone.HTTP_PORT)]
+LOAD = [*ONCE, DENIED, DENIED_V4, DENIED_V6, str(zone.ECHO_PORT), str(zone.SINK_UDP_PORT), zone.DNS_V4]
 RUN = [sys.executable, "-I", "-m", "nono_ebpf", "run", "--user", "nobody", "--", "true"]
 
 ROUNDS = range(5)
 LONGEST_WAIT_S, LONGEST_GAP_S = 0.4, 0.03
+LONGEST_START_S = 0.9
 ATTEMPTS_AFTER = 25
 AT_ONCE_NS = 1_000_000_000  # the hook answers in microseconds; the machine may be busy
 DEADLINE_S = 30
@@ -56,9 +58,9 @@ DEADLINE_S = 30
 class Load:
     """restless.py in a sandbox on the machine, and what it has said so far."""
 
-    def __init__(self, machine: Machine, log: Path) -> None:
+    def __init__(self, machine: Machine, log: Path, command: list[str]) -> None:
         self.log = log
-        self.process = machine.start(["--allow-domain", f"{ALLOWED}:{zone.HTTP_PORT}"], LOAD, log=log)
+        self.process = machine.start(["--allow-domain", f"{ALLOWED}:{zone.HTTP_PORT}"], command, log=log)
         self.said: list[str] = []
         self.errors: list[str] = []
         self._changed = threading.Condition()
@@ -79,9 +81,9 @@ class Load:
         with self._changed:
             assert self._changed.wait_for(holds, DEADLINE_S), f"{self.errors} {self.said[-5:]}"
 
-    def attempts(self, since_ns: int = 0) -> list[tuple[int, str]]:
-        """(duration in ns, outcome) of each of the witness's connections begun at `since_ns` or later."""
-        lines = [line.split() for line in self.said if line.startswith("tried ")]
+    def outcomes(self, what: str, since_ns: int = 0) -> list[tuple[int, str]]:
+        """(duration in ns, outcome) of each of the witness's connections or queries begun at `since_ns` or later."""
+        lines = [line.split() for line in self.said if line.startswith(what)]
         return [(int(end) - int(begun), how) for _, begun, end, how in lines if int(begun) >= since_ns]
 
     def escapes(self) -> set[str]:
@@ -113,7 +115,7 @@ def capture(world: World) -> Iterator[Capture]:
 @pytest.fixture
 def load(machine: Machine, capture: Capture, tmp_path: Path) -> Iterator[Load]:
     """Under way when the test begins, and seen by the capture from its first packet on."""
-    started = Load(machine, tmp_path / "audit.ndjson")
+    started = Load(machine, tmp_path / "audit.ndjson", LOAD)
     yield started
     started.close()
     started.sandbox.close()
@@ -180,10 +182,11 @@ def test_a_killed_proxy_refuses_everything(number: int, world: World, capture: C
         load.sandbox.proxy.kill()
     load.wait_until(lambda: any("the proxy ended (137)" in line for line in load.errors))
     refusing_ns = time.monotonic_ns()
-    load.wait_until(lambda: len(load.attempts(refusing_ns)) >= ATTEMPTS_AFTER)
-    assert {how for _, how in load.attempts(refusing_ns)} == {"refused"}
-    assert max(duration for duration, _ in load.attempts(refusing_ns)) < AT_ONCE_NS
-    assert {how for _, how in load.attempts()} <= {"served", "cut", "refused"}
+    load.wait_until(lambda: len(load.outcomes("tried", refusing_ns)) >= ATTEMPTS_AFTER)
+    for what in ("tried", "asked"):
+        assert {how for _, how in load.outcomes(what, refusing_ns)} == {"refused"}
+        assert max(duration for duration, _ in load.outcomes(what, refusing_ns)) < AT_ONCE_NS
+    assert {how for _, how in load.outcomes("tried")} <= {"served", "cut", "refused"}
     load.process.terminate()
     assert load.process.wait(DEADLINE_S) == 143
     assert load.streams_closed()
@@ -193,11 +196,28 @@ def test_a_killed_proxy_refuses_everything(number: int, world: World, capture: C
     _assert_load_was_heavy(read_records(load.log))
 
 
+def test_who_waits_for_a_killed_proxy_is_told(world: World, machine: Machine, tmp_path: Path) -> None:
+    """A connection that the kernel has made and the proxy never took is cut, not left to its client's patience."""
+    waiting = Load(machine, tmp_path / "audit.ndjson", ONCE)
+    maps = Maps(waiting.sandbox.pins)
+    try:
+        waiting.sandbox.proxy.kill(signal.SIGSTOP)
+        waiting.process.send_signal(signal.SIGUSR1)
+        assert eventually(lambda: maps.entries("origins") == 1)
+        waiting.sandbox.proxy.kill()
+        waiting.wait_until(lambda: len(waiting.said) > 1)
+        assert waiting.said == ["ready", "cut"]
+    finally:
+        maps.close()
+        waiting.close()
+        waiting.sandbox.close()
+
+
 def _assert_everything_is_dead(load: Load) -> None:
     assert all(each.ended() for each in load.sandbox.processes())
     assert load.process.wait(DEADLINE_S) == -9
     assert load.streams_closed()
-    assert {how for _, how in load.attempts()} <= {"served", "cut", "refused"}
+    assert {how for _, how in load.outcomes("tried")} <= {"served", "cut", "refused"}
     assert eventually(lambda: sandboxes.netns_users(load.sandbox.netns) == [])
 
 
@@ -228,3 +248,29 @@ def test_both_killed(number: int, order: str, world: World, capture: Capture, lo
     _assert_next_start_cleans_up(load.sandbox)
     _assert_nothing_leaked(world, capture, load)
     _assert_load_was_heavy(read_records(load.log))
+
+
+def _descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    direct = [int(child) for child in children.read_text().split()] if children.exists() else []
+    return direct + [each for child in direct for each in _descendants(child)]
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_supervisor_killed_while_it_starts(number: int, machine: Machine, tmp_path: Path) -> None:
+    """Half a sandbox goes like a whole one: no process outlives it, the next start removes the rest."""
+    known = set(sandboxes.abandoned())
+    process = machine.start([], ["sleep", "1000"], log=tmp_path / "audit.ndjson")
+    with process:
+        time.sleep(random.Random(f"start {number}").uniform(0.1, LONGEST_START_S))  # what is being varied
+        victims = [Victim(pid) for pid in _descendants(process.pid)]
+        process.kill()
+        assert process.communicate(timeout=DEADLINE_S)[0] == ""  # nobody holds its streams any more
+    assert all(each.ended() for each in victims)
+    for each in victims:
+        each.close()
+    done = subprocess.run(
+        RUN, capture_output=True, text=True, check=False, timeout=DEADLINE_S, stdin=subprocess.DEVNULL
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(sandboxes.abandoned()) <= known
