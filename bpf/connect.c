@@ -45,7 +45,7 @@ static __always_inline int steer(struct bpf_sock_addr *ctx, struct nono_origin *
 	struct nono_settings *set = current_settings();
 	bool dns = origin->destination.port_be == bpf_htons(DNS_PORT);
 	bool stream = is_stream(ctx);
-	bool local;
+	bool local, ours;
 
 	fill_process(&origin->process);
 	origin->destination.protocol = ctx->protocol;
@@ -60,8 +60,10 @@ static __always_inline int steer(struct bpf_sock_addr *ctx, struct nono_origin *
 		return -1;
 	}
 	local = is_local(origin->destination.addr, set);
-	/* A client that was told of the proxy dials it itself: recorded like a redirected one, so that it has an owner. */
-	if (local && !dns && !(stream && origin->destination.port_be == set->proxy_port_be))
+	/* Who dials a listener of ours by its own address is recorded like the redirected, so that it has an owner. */
+	dns = dns || (local && origin->destination.port_be == set->dns_port_be);
+	ours = dns || (stream && origin->destination.port_be == set->proxy_port_be);
+	if (local && !ours)
 		return 0;
 	if (!stream && !dns) {
 		report_denial(origin, connecting ? NONO_DENY_DATAGRAM_CONNECT : NONO_DENY_DATAGRAM);

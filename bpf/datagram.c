@@ -67,6 +67,8 @@ static __always_inline void note_asker(struct bpf_sock_addr *ctx, struct bpf_soc
 	struct nono_origin *origin;
 	struct bpf_sock *sender = bpf_sk_lookup_udp(ctx, reply, reply_bytes, BPF_F_CURRENT_NETNS, 0);
 
+	/* What an earlier owner of the port left would be a lie. */
+	askers.delete((struct nono_source *)source);
 	if (!sender)
 		return;
 	origin = sockets.sk_storage_get(sender, 0, 0);

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nono_ebpf import __version__
 from nono_ebpf.errors import ConfigError, InvalidAuthority, KernelError, LoadError, NonoError, NotSupported
@@ -48,7 +48,10 @@ examples:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line on a mistake, not the whole usage."""
+    """One line on a mistake, not the whole usage; no abbreviated options, which a later option would break."""
+
+    def __init__(self, **arguments: Any) -> None:  # noqa: ANN401  # whatever argparse takes
+        super().__init__(allow_abbrev=False, **arguments)
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -79,8 +82,20 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     rules = run.add_argument_group("what it may reach")
     rules.add_argument("--profile", "-p", metavar="FILE", help="a nono profile (JSON): its network rules")
-    rules.add_argument("--allow-domain", metavar="HOST[:PORT]", action="append", default=[], help="may be repeated")
-    rules.add_argument("--deny-domain", metavar="HOST[:PORT]", action="append", default=[], help="may be repeated")
+    rules.add_argument(
+        "--allow-domain",
+        metavar="HOST[:PORT]",
+        action="append",
+        default=[],
+        help="let it reach this host; may be repeated",
+    )
+    rules.add_argument(
+        "--deny-domain",
+        metavar="HOST[:PORT]",
+        action="append",
+        default=[],
+        help="never this one, whatever allows it; may be repeated",
+    )
     rules.add_argument(
         "--resolve",
         metavar="NAME:ADDRESS",

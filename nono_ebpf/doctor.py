@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nono_ebpf.kernel.probe import Finding, State, findings
+from nono_ebpf.sandbox import sudo
+from nono_ebpf.sandbox.user import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +41,8 @@ def main(*, as_json: bool) -> int:
 def _sandbox() -> Finding:
     """The whole of it: a command that does nothing, in a sandbox."""
     enforces = "the command runs confined"
-    command = [sys.executable, "-I", "-m", "nono_ebpf", "run", "--user", "65534", "--", "true"]
+    user = str(sudo.invoking_uid() or NOBODY)
+    command = [sys.executable, "-I", "-m", "nono_ebpf", "run", "--user", user, "--", "true"]
     try:
         done = subprocess.run(
             command,

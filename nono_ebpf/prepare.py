@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
+import stat
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -31,7 +33,10 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """`nono-ebpf run`. Raises what `cli` turns into a line and an exit status."""
     argv = _command(options.argv)
     if os.geteuid() != 0:
+        if options.from_sudo is not None:
+            sudo.refuse_claim()
         sudo.start_again(arguments)
+    _check_streams()
     user = find_user(options.user)
     policy = _policy(options, user)
     request = supervisor.Request(
@@ -49,7 +54,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if options.dry_run:
         return _show(request, policy)
     if options.audit_log is not None:
-        request = request.with_audit(open_audit_log(options.audit_log, user, ordinary=_is_ordinary(options)))
+        request = request.with_audit(open_audit_log(options.audit_log, user))
     return supervisor.run(request)
 
 
@@ -76,9 +81,27 @@ def _check_machine() -> None:
         )
 
 
-def _is_ordinary(options: argparse.Namespace) -> bool:
-    """Whether an ordinary user typed the command, so that files are to be opened with that user's rights."""
-    return options.from_sudo is not None
+def _check_streams() -> None:
+    """A socket of the host's network namespace could be connected elsewhere, and leads past every hook."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            mode = os.fstat(fd).st_mode
+        except OSError:
+            raise ConfigError(name, "is closed", hint="give it /dev/null") from None
+        if stat.S_ISDIR(mode):
+            raise ConfigError(name, "is a directory")
+        if stat.S_ISSOCK(mode) and not _is_connected_unix(fd):
+            raise ConfigError(name, "is a network socket, a way past the sandbox", hint="put a pipe between: `cat | …`")
+
+
+def _is_connected_unix(fd: int) -> bool:
+    """Connected stream sockets of AF_UNIX cannot be turned elsewhere."""
+    with socket.socket(fileno=os.dup(fd)) as stream:
+        try:
+            stream.getpeername()
+        except OSError:
+            return False
+        return stream.family == socket.AF_UNIX and stream.type == socket.SOCK_STREAM
 
 
 @contextmanager
@@ -99,9 +122,9 @@ def _rights_of(user: User, *, wanted: bool) -> Iterator[None]:
         os.setgroups(groups)
 
 
-def _read(option: str, path: str, user: User, options: argparse.Namespace) -> bytes:
+def _read(option: str, path: str, user: User) -> bytes:
     try:
-        with _rights_of(user, wanted=_is_ordinary(options)):
+        with _rights_of(user, wanted=sudo.invoking_uid() != 0):
             return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(option, f"{path}: {error.strerror}") from error
@@ -110,7 +133,7 @@ def _read(option: str, path: str, user: User, options: argparse.Namespace) -> by
 def _policy(options: argparse.Namespace, user: User) -> Policy:
     profile = None
     if options.profile is not None:
-        profile = load.load_profile(_read("--profile", options.profile, user, options), options.profile)
+        profile = load.load_profile(_read("--profile", options.profile, user), options.profile)
     return load.build_policy(profile, options.profile, options.allow_domain, options.deny_domain)
 
 
@@ -133,7 +156,7 @@ def parse_pinned(entries: Sequence[str]) -> Mapping[str, list[str]]:
 
 def _surroundings(options: argparse.Namespace, user: User) -> tuple[dict[str, str], int]:
     """The command's environment and umask."""
-    if _is_ordinary(options):
+    if options.from_sudo is not None:
         found = sudo.surroundings(options.from_sudo)
         return found.environment, found.umask
     umask = os.umask(0)
@@ -145,12 +168,30 @@ def _surroundings(options: argparse.Namespace, user: User) -> tuple[dict[str, st
 def _view(options: argparse.Namespace, user: User) -> view.View:
     return view.View(
         user=user,
-        sockets=view.host_sockets(),
-        allowed=view.check_allowed(options.allow_socket),
+        sockets=view.host_sockets(user),
+        allowed=_allowed_sockets(options.allow_socket, user),
         hosts=view.hosts_for_sandbox(_text("/etc/hosts")),
         resolv_conf=view.resolv_conf_for_sandbox(_text("/etc/resolv.conf")),
         ca_bundle=_ca_bundle(options, user),
     )
+
+
+def _allowed_sockets(paths: Sequence[str], user: User) -> dict[Path, view.FileId]:
+    """`--allow-socket`: each a unix socket that the account itself may connect to."""
+    with _rights_of(user, wanted=True):
+        return {Path(os.path.realpath(path)): _socket_id(path) for path in paths}
+
+
+def _socket_id(path: str) -> view.FileId:
+    try:
+        found = Path(path).stat()
+    except OSError as error:
+        raise ConfigError("--allow-socket", f"{path}: {error.strerror}") from error
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ConfigError("--allow-socket", f"{path} is not a unix socket")
+    if not os.access(path, os.W_OK, effective_ids=True):
+        raise ConfigError("--allow-socket", f"{path}: the account may not connect to it")
+    return found.st_dev, found.st_ino
 
 
 def _text(path: str) -> str:
@@ -166,7 +207,7 @@ def _ca_bundle(options: argparse.Namespace, user: User) -> bytes | None:
         return None
     from cryptography import x509  # 50 ms that only this option needs
 
-    extra = _read("--upstream-ca", options.upstream_ca, user, options)
+    extra = _read("--upstream-ca", options.upstream_ca, user)
     try:
         x509.load_pem_x509_certificates(extra)
     except ValueError as error:
@@ -175,7 +216,7 @@ def _ca_bundle(options: argparse.Namespace, user: User) -> bytes | None:
     return (system.read_bytes().rstrip() + b"\n" if system else b"") + extra
 
 
-def open_audit_log(path: str, user: User, *, ordinary: bool) -> int:
+def open_audit_log(path: str, user: User) -> int:
     """An O_APPEND fd, mode 0600. Opened with the user's rights where they suffice: a link planted by the sandboxed
     account must not lead root's pen elsewhere. Otherwise, for root's own command, as root and through no link.
     """
@@ -185,7 +226,7 @@ def open_audit_log(path: str, user: User, *, ordinary: bool) -> int:
             with _rights_of(user, wanted=True):
                 return os.open(path, flags, 0o600)
         except PermissionError:
-            if ordinary:
+            if sudo.invoking_uid():
                 raise
             return os.open(path, flags | os.O_NOFOLLOW, 0o600)
     except OSError as error:

@@ -48,8 +48,9 @@ class Request:
     proxy_env: bool
 
     def with_audit(self, fd: int) -> Request:
-        """The same, with an audit log; the fd is the caller's."""
-        return replace(self, audit_fd=fd)
+        """The same, with an audit log, out of the command's reach; the fd is the caller's."""
+        hidden = (*self.view.hidden, Path(f"/proc/self/fd/{fd}").readlink())
+        return replace(self, audit_fd=fd, view=replace(self.view, hidden=hidden))
 
 
 def run(request: Request) -> int:
@@ -85,6 +86,7 @@ class _Supervisor:
             self._listeners = self._stack.enter_context(init.listeners())
             groups = {Side.SANDBOX: self._groups.sandbox.path, Side.PROXY: self._groups.proxy.path}
             self._maps = loader.attach(groups, self._sandbox.pins)
+        init.map_ids()
         self._stack.callback(self._maps.close)
         self._proxy.serve(self._plan(), self._fds())
         init.wait_ready()
@@ -133,6 +135,8 @@ class _Supervisor:
         self._set_alive(alive=False)
         for listener in (*self._listeners.proxy, *self._listeners.dns_tcp):
             listener.shutdown(socket.SHUT_RDWR)
+        for resolver in self._listeners.dns_udp:
+            resolver.close()  # a query under way gets "port unreachable", not silence
         say(f"the proxy ended ({signals.exit_status(wait_status)}); all further connections are refused")
 
     def _added_environment(self) -> dict[str, str]:

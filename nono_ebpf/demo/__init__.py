@@ -20,6 +20,7 @@ from nono_ebpf.audit.record import Record, from_line
 from nono_ebpf.demo import world
 from nono_ebpf.errors import SandboxError
 from nono_ebpf.sandbox import sudo
+from nono_ebpf.sandbox.user import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +91,7 @@ def main() -> int:
 
 
 def _run(directory: Path) -> list[dict[str, Any]]:
-    user = os.environ.get("SUDO_UID", "65534")
+    user = str(sudo.invoking_uid() or NOBODY)
     rules = [f"--allow-domain={rule}" for rule in ALLOWED]
     pins = [f"--resolve={host}:{address}" for host, addresses in world.HOSTS.items() for address in addresses]
     attempts = json.dumps([attempt.command for attempt in ATTEMPTS])

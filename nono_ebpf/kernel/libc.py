@@ -16,6 +16,7 @@ from nono_ebpf.errors import KernelError
 CLONE_NEWNS = 0x0002_0000
 CLONE_NEWCGROUP = 0x0200_0000
 CLONE_NEWIPC = 0x0800_0000
+CLONE_NEWUSER = 0x1000_0000
 CLONE_NEWPID = 0x2000_0000
 CLONE_NEWNET = 0x4000_0000
 
@@ -35,6 +36,8 @@ BPF_OBJ_PIN = 6
 BPF_LINK_CREATE = 28
 
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
+_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 _SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 _CAPABILITY_VERSION_3 = 0x2008_0522
 
@@ -81,6 +84,15 @@ def clear_capabilities() -> None:
     """Empty the permitted, effective and inheritable sets of this thread (capset(2), version 3)."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     _syscall("capset", _SYS_CAPSET, ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
+
+
+def leave_session_keyring() -> None:
+    """A new, empty session keyring in place of the inherited one. keyctl_join_session_keyring(3)."""
+    try:
+        _syscall("keyctl", _SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None)
+    except KernelError as error:
+        if error.errno != errno.ENOSYS:  # a kernel without keyrings has none to inherit
+            raise
 
 
 def bpf(operation: str, command: int, attributes: ctypes.Structure) -> int:

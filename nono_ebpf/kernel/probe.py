@@ -128,6 +128,7 @@ def _scratch_groups() -> Iterator[dict[Side, Path]]:
 
 def _namespaces() -> str:
     wanted = libc.CLONE_NEWNET | libc.CLONE_NEWNS | libc.CLONE_NEWPID | libc.CLONE_NEWIPC | libc.CLONE_NEWCGROUP
+    wanted |= libc.CLONE_NEWUSER
     pid = os.fork()
     if pid == 0:
         try:
@@ -137,8 +138,8 @@ def _namespaces() -> str:
             os._exit(error.errno)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code:
-        raise KernelError("make network, mount, pid, IPC and cgroup namespaces", code)
-    return "network, mount, pid, IPC, cgroup"
+        raise KernelError("make network, mount, pid, IPC, cgroup and user namespaces", code)
+    return "network, mount, pid, IPC, cgroup, user"
 
 
 def _seccomp() -> str:

@@ -12,6 +12,7 @@ import shutil
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
@@ -24,10 +25,10 @@ from nono_ebpf.sandbox import privileges, seccomp, signals, view
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 NOT_FOUND, NOT_EXECUTABLE, OUR_FAULT = 127, 126, 125
-_READY = b"ready"
+_UNMAPPED, _MAPPED, _READY = b"unmapped", b"mapped", b"ready"
+_ALL_IDS = 2**32 - 1  # user_namespaces(7): the last id is no id
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,20 @@ class Init:
             raise SandboxError(message.decode("utf-8", "replace") or "the sandbox's init ended without a word")
         return Listeners.of([socket.socket(fileno=fd) for fd in fds])
 
+    def map_ids(self) -> None:
+        """Give its user namespace every id as it is: it differs from ours in what its owner may do to our processes."""
+        self._expect(_UNMAPPED)
+        for file in ("uid_map", "gid_map"):
+            Path(f"/proc/{self.pid}/{file}").write_text(f"0 0 {_ALL_IDS}")
+        self._channel.send(_MAPPED)
+
     def wait_ready(self) -> None:
         """Until only `go()` is missing."""
+        self._expect(_READY)
+
+    def _expect(self, wanted: bytes) -> None:
         message = self._channel.recv(65536)
-        if message != _READY:
+        if message != wanted:
             raise SandboxError(message.decode("utf-8", "replace") or "the sandbox's init ended without a word")
 
     def go(self, added_environment: Mapping[str, str]) -> None:
@@ -117,9 +128,21 @@ def _build(channel: socket.socket, groups: Groups, sandbox_view: view.View) -> N
         socket.send_fds(channel, [b"listeners"], [sock.fileno() for sock in listeners.all])
     groups.sandbox.join()
     view.enter(sandbox_view)
+    _leave_user_namespace(channel)
     user = sandbox_view.user
     privileges.become(user.uid, user.gid, user.groups)
     seccomp.confine()
+
+
+def _leave_user_namespace(channel: socket.socket) -> None:
+    """Same ids, another owner: no process outside, be it of the same account, can be traced, or robbed of its sockets
+    through a pidfd, and no namespace outside can be entered. Keys of the caller stay outside as well.
+    """
+    libc.unshare(libc.CLONE_NEWUSER)
+    channel.send(_UNMAPPED)
+    if channel.recv(16) != _MAPPED:
+        raise SandboxError("the supervisor ended while the sandbox started")
+    libc.leave_session_keyring()
 
 
 def _run(command: Command, added_environment: Mapping[str, str]) -> int:
@@ -133,6 +156,7 @@ def _execute(command: Command, environment: Mapping[str, str]) -> NoReturn:
     status = OUR_FAULT
     try:
         signals.restore_defaults()
+        _leave_process_group()
         os.umask(command.umask)
         os.execvpe(command.argv[0], command.argv, environment)  # noqa: S606  # the command itself
     except OSError as error:
@@ -142,6 +166,16 @@ def _execute(command: Command, environment: Mapping[str, str]) -> NoReturn:
         _say(f"{command.argv[0]}: {error.strerror if status == NOT_EXECUTABLE else 'command not found'}")
     finally:
         os._exit(status)
+
+
+def _leave_process_group() -> None:
+    """kill(0, …) reaches the whole group, outside the pid namespace too. On a terminal the group is what Ctrl-C and
+    Ctrl-Z mean, and has to be shared.
+    """
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        os.setpgid(0, 0)
 
 
 def _say(text: str) -> None:

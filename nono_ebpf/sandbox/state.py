@@ -12,11 +12,13 @@ import os
 import re
 import secrets
 import shutil
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nono_ebpf.errors import SandboxError
 from nono_ebpf.kernel import bpffs, cgroup
 from nono_ebpf.kernel.cgroup import Cgroup
 from nono_ebpf.kernel.loader import remove_pins
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 STATE = Path("/run/nono-ebpf")
 GROUP = "nono-ebpf"
 _NAME_BYTES = 6
+_REGISTRY_TIMEOUT_S = 20.0
 _NAME = re.compile(f"[0-9a-f]{{{2 * _NAME_BYTES}}}")
 
 
@@ -68,10 +71,23 @@ def _registry() -> Iterator[None]:
     STATE.mkdir(mode=0o755, exist_ok=True)
     fd = os.open(STATE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        _wait_for_lock(fd)
         yield
     finally:
         os.close(fd)
+
+
+def _wait_for_lock(fd: int) -> None:
+    """flock(2) with a deadline: whoever holds it does so for moments."""
+    end = time.monotonic() + _REGISTRY_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                raise SandboxError(f"another process keeps {STATE} locked; `fuser {STATE}` names it") from error
+            time.sleep(0.02)
 
 
 def create() -> Sandbox:

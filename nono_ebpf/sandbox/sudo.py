@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FLAG = "--from-sudo"
-_ANCESTORS_MAX = 4  # sudo, and its monitor when it uses a pty
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +48,43 @@ def start_again(arguments: Sequence[str], *, carry: bool = True) -> NoReturn:
 
 
 def surroundings(claim: str) -> Surroundings:
-    """What `claim` (PID:UMASK, from `start_again`) stands for. The pid must be a sudo that we descend from.
+    """What `claim` (PID:UMASK, from `start_again`) stands for. The pid must be of the sudo that started us: with one
+    further up, a user could ask for the environment of whoever called sudo before.
 
     Raises:
         ConfigError: it is not.
     """
     pid, _, umask = claim.partition(":")
-    if not (pid.isdigit() and umask.isdigit() and int(pid) in _ancestors() and _is_sudo(int(pid))):
-        raise ConfigError(FLAG, "is for nono-ebpf's own use", hint="leave it out")
+    if not (pid.isdigit() and umask.isdigit() and int(pid) in _our_sudo()):
+        refuse_claim()
     entries = Path(f"/proc/{pid}/environ").read_bytes().rstrip(b"\0").split(b"\0")
     pairs = [os.fsdecode(entry).split("=", 1) for entry in entries if b"=" in entry]
     return Surroundings(dict(pairs), int(umask, 8))
 
 
-def _ancestors() -> list[int]:
-    found, pid = [], os.getpid()
-    for _ in range(_ANCESTORS_MAX):
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        pid = int(stat.rpartition(")")[2].split()[1])
-        if pid <= 1:
-            break
+def refuse_claim() -> NoReturn:
+    """Somebody else than `start_again` wrote it."""
+    raise ConfigError(FLAG, "is for nono-ebpf's own use", hint="leave it out")
+
+
+def invoking_uid() -> int:
+    """Of the ordinary user who called sudo; 0 when root did, or nobody."""
+    uid = os.environ.get("SUDO_UID", "")
+    return int(uid) if uid.isascii() and uid.isdigit() else 0
+
+
+def _our_sudo() -> list[int]:
+    """The unbroken run of sudo processes above us: sudo, and its monitor where it uses a pty."""
+    found, pid = [], os.getppid()
+    while _is_sudo(pid):
         found.append(pid)
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return found
 
 
 def _is_sudo(pid: int) -> bool:
-    return Path(f"/proc/{pid}/exe").readlink().name == "sudo"
+    sudo = shutil.which("sudo")
+    try:
+        return sudo is not None and Path(f"/proc/{pid}/exe").samefile(sudo)
+    except OSError:  # a kernel thread, or gone
+        return False

@@ -7,7 +7,9 @@ import pwd
 from dataclasses import dataclass
 
 from nono_ebpf.errors import ConfigError
+from nono_ebpf.sandbox import sudo
 
+NOBODY = 65534  # the kernel's overflow uid, an account everywhere
 _WAY_OUT = "name the account to run it as with --user NAME, or start nono-ebpf as an ordinary user (it uses sudo)"
 
 
@@ -28,7 +30,10 @@ def find_user(name: str | None) -> User:
     Raises:
         ConfigError: there is no such account, or it is root: uid 0 owns the kernel's files even without capabilities.
     """
-    entry = _entry(name if name is not None else os.environ.get("SUDO_UID", "0"))
+    invoking = sudo.invoking_uid()
+    entry = _entry(name if name is not None else str(invoking))
+    if invoking and entry.pw_uid != invoking:
+        raise ConfigError("--user", "through sudo, the command runs as the one who called it", hint="leave it out")
     if entry.pw_uid == 0:
         raise ConfigError("--user", "a sandboxed command never runs as root", hint=_WAY_OUT)
     groups = os.getgrouplist(entry.pw_name, entry.pw_gid)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nono_ebpf.errors import ConfigError
+from nono_ebpf.errors import SandboxError
 from nono_ebpf.kernel import libc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from nono_ebpf.sandbox.user import User
 
@@ -34,7 +34,12 @@ CA_BUNDLES = (
     "/etc/ssl/ca-bundle.pem",  # openSUSE
     "/etc/ssl/cert.pem",  # Alpine
 )
+# Where else they lie, and how far we look.
+SOCKET_PLACES = ("/tmp", "/var/tmp")  # noqa: S108  # theirs
+SEARCHED_LEVELS, SEARCHED_MAX = 3, 50_000
 _READABLE = 0o644
+
+FileId = tuple[int, int]  # st_dev, st_ino
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +47,46 @@ class View:
     """What the sandbox finds in its file system that the host has not, or has otherwise."""
 
     user: User
-    sockets: tuple[Path, ...]  # pathname sockets of the host, to be masked
-    allowed: tuple[Path, ...]  # those that stay
+    sockets: tuple[Path, ...]  # unix sockets of the host, to be masked
+    allowed: Mapping[Path, FileId]  # those that stay, and what was there when they were allowed
     hosts: bytes
     resolv_conf: bytes
     ca_bundle: bytes | None
+    hidden: tuple[Path, ...] = ()  # files that read as empty and take no writing
 
 
-def host_sockets() -> tuple[Path, ...]:
-    """Every pathname unix socket of the calling process's network namespace (proc(5), /proc/net/unix)."""
-    lines = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]
-    paths = {line.split(" ", 7)[-1] for line in lines if " /" in line}
-    return tuple(sorted(Path(path) for path in paths if path.startswith("/")))
+def host_sockets(user: User) -> tuple[Path, ...]:
+    """Unix sockets that the account could find: those bound in this network namespace, by the name they were bound to
+    (proc(5), /proc/net/unix), and those that lie where programs keep them. Neither list is enough: a socket may have
+    been linked to another name, or bound by a relative one, or in another namespace.
+    """
+    lines = Path("/proc/net/unix").read_text(errors="surrogateescape").split("\n")[1:]
+    bound = {Path("/" + line.partition(" /")[2]) for line in lines if " /" in line}
+    places = {user.home, *SOCKET_PLACES, os.environ.get("TMPDIR", "/tmp")}  # noqa: S108  # the sockets' choice
+    lying = {found for place in places if place != "/" for found in _sockets_in(place)}
+    return tuple(sorted(bound | lying))
+
+
+def _sockets_in(place: str) -> Iterator[Path]:
+    """At most a few levels deep and SEARCHED_MAX entries: the account's own files are any number."""
+    waiting, left = [(place, 0)], SEARCHED_MAX
+    while waiting and left > 0:
+        directory, depth = waiting.pop(0)
+        for entry in _entries(directory):
+            left -= 1
+            if entry.is_dir(follow_symlinks=False):
+                if depth < SEARCHED_LEVELS:
+                    waiting.append((entry.path, depth + 1))
+            elif not entry.is_file(follow_symlinks=False) and Path(entry.path).is_socket():
+                yield Path(entry.path)
+
+
+def _entries(directory: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except OSError:  # gone, or a file system that root may not read
+        return []
 
 
 def hosts_for_sandbox(hosts: str) -> bytes:
@@ -76,30 +109,22 @@ def resolv_conf_for_sandbox(resolv_conf: str) -> bytes:
     return ("\n".join(["nameserver 127.0.0.1", *kept]) + "\n").encode()
 
 
-def check_allowed(paths: Iterable[str]) -> tuple[Path, ...]:
-    """`--allow-socket`: each must be a unix socket now."""
-    checked = []
-    for text in paths:
-        path = Path(os.path.realpath(text))
-        if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
-            raise ConfigError("--allow-socket", f"{text} is not a unix socket")
-        checked.append(path)
-    return tuple(checked)
-
-
 def enter(view: View) -> None:
     """Leave the host's mount, IPC and cgroup namespaces and put the view in place. Needs root; call as pid 1."""
     libc.unshare(libc.CLONE_NEWNS | libc.CLONE_NEWIPC | libc.CLONE_NEWCGROUP)
     libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
     here = Path.cwd()
     kept = _handles([*(RUN / name for name in KEPT_IN_RUN), *view.allowed])
+    _check_unchanged(view, kept)
     links = _links_of(RUN)
     resolv_conf = Path(os.path.realpath("/etc/resolv.conf"))
     _fresh(RUN, "mode=0755")
     _fill_run(view, links)
     _mask(view)
     for path, handle in kept.items():
-        _bind_handle(handle, path)
+        if not path.exists():  # where we put a tmpfs, nobody else's hands can be
+            _bind_handle(handle, path)
+        os.close(handle)
     _replace_files(view, resolv_conf)
     libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)
     # A working directory below /run is still the host's: find it by its name again.
@@ -107,7 +132,15 @@ def enter(view: View) -> None:
 
 
 def _handles(paths: Iterable[Path]) -> dict[Path, int]:
-    return {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in paths if path.exists()}
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    return {path: os.open(path, flags) for path in paths if path.exists() and not path.is_symlink()}
+
+
+def _check_unchanged(view: View, handles: Mapping[Path, int]) -> None:
+    for path, allowed in view.allowed.items():
+        found = os.fstat(handles[path]) if path in handles else None
+        if found is None or (found.st_dev, found.st_ino) != allowed:
+            raise SandboxError(f"{path} is not the socket it was when it was allowed")
 
 
 def _links_of(directory: Path) -> dict[str, str]:
@@ -134,21 +167,19 @@ def _mask(view: View) -> None:
         directory = Path(template.format(uid=view.user.uid))
         if directory.is_dir() and not directory.is_symlink():
             _fresh(directory, f"mode=0700,uid={view.user.uid},gid={view.user.gid}")
-    for path in view.sockets:
-        if path not in view.allowed and path.is_socket():
-            libc.mount("/dev/null", str(path), None, libc.MS_BIND)
+    masked = [path for path in view.sockets if path not in view.allowed and path.is_socket()]
+    for path in (*masked, *(path for path in view.hidden if path.exists())):
+        libc.mount("/dev/null", str(path), None, libc.MS_BIND)
 
 
 def _bind_handle(handle: int, path: Path) -> None:
-    """Put what `handle` (closed here) refers to back at `path`."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if stat.S_ISDIR(os.fstat(handle).st_mode):
-            path.mkdir()
-        else:
-            path.touch()
+    """Put what `handle` refers to back at `path`, in a tmpfs of ours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if stat.S_ISDIR(os.fstat(handle).st_mode):
+        path.mkdir()
+    else:
+        path.touch()
     libc.mount(f"/proc/self/fd/{handle}", str(path), None, libc.MS_BIND | libc.MS_REC)
-    os.close(handle)
 
 
 def _replace_files(view: View, resolv_conf: Path) -> None:

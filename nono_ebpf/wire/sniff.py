@@ -3,11 +3,12 @@
 Knows the openings of TLS and HTTP/1; everything else is opaque and travels unread. Must not know ports or
 policy: TLS on port 22 is TLS.
 
-HTTP/1 is claimed only for a whole line `method target HTTP/1.x` (RFC 9112 §3), so the text protocols that
-share its first word (Redis `GET key`, memcached `get key`, STOMP `CONNECT`) stay opaque, and so does the
-HTTP/2 preface. Methods are taken without lower-case letters, as every registered one is (RFC 9110 §16.1.1):
-without that, any client that opens with a word and then waits would look like the beginning of a request for
-ever.
+HTTP is claimed for a first line with `HTTP/` and a digit behind a blank, however else it is spelled: what some lenient
+server would take for a request (a blank line before it, odd spacing, lower case) must reach the strict parser and be
+refused there, not pass as opaque. Text protocols that share a first word (Redis `GET key`, memcached `get key`, STOMP
+`CONNECT`) have no such line and stay opaque, and so does the HTTP/2 preface.
+A line that is not whole yet is waited for if it begins with a word without lower-case letters, as every registered
+method is (RFC 9110 §16.1.1): otherwise any client that opens with a word and then waits would be kept waiting.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from nono_ebpf.wire.tls_hello import NOT_TLS, ClientHello, parse_client_hello
 # Ours: twice what common servers accept for a request line (8 KiB).
 MAX_FIRST_LINE_BYTES: Final = 16384
 
-# A request line cut off anywhere before its LF. Spacing is taken loosely on purpose: a line that a lenient
-# server would read as a request must reach the strict parser and be refused there, not pass as opaque.
-_LINE_PREFIX = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Z]+(?:[ \t][\t\x20-\x7e\x80-\xff]*)?\r?")
-_VERSION = re.compile(rb"HTTP/1\.[0-9]")
+_BLANKS: Final = b" \t\r\n\x0b\x0c"
+# A request line cut off anywhere before its LF.
+_LINE_PREFIX = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Z]+(?:[ \t\x0b\x0c\r][^\n]*)?")
+_REQUEST_LINE = re.compile(rb"[\x21-\x7e][^\n]*[ \t\x0b\x0c\r]HTTP/[0-9]", re.IGNORECASE)
+_HTTP2_PREFACE_LINE: Final = b"PRI * HTTP/2.0\r"  # RFC 9113 §3.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,15 @@ def classify(buffer: bytes | bytearray) -> Sniffed | NeedMore:
 
 
 def _classify_text(buffer: bytes | bytearray) -> Http | Opaque | NeedMore:
-    end = buffer.find(b"\n", 0, MAX_FIRST_LINE_BYTES)
-    line_end = min(len(buffer), MAX_FIRST_LINE_BYTES) if end < 0 else end
-    if not _LINE_PREFIX.fullmatch(buffer, 0, line_end):
+    start = len(buffer) - len(buffer.lstrip(_BLANKS))
+    end = buffer.find(b"\n", start)
+    if start < len(buffer) and 0 <= end - start < MAX_FIRST_LINE_BYTES:
+        line = bytes(buffer[start:end])
+        return Http() if line != _HTTP2_PREFACE_LINE and _REQUEST_LINE.match(line) else Opaque()
+    if start < len(buffer) and not _LINE_PREFIX.fullmatch(
+        buffer, start, min(len(buffer), start + MAX_FIRST_LINE_BYTES)
+    ):
         return Opaque()
-    if end >= 0:
-        words = buffer[:end].split()
-        return Http() if len(words) > 1 and _VERSION.fullmatch(words[-1]) else Opaque()
     if len(buffer) < MAX_FIRST_LINE_BYTES:
         return NEED_MORE
     raise ClientProtocolError(f"request line longer than {MAX_FIRST_LINE_BYTES} bytes", status=414)

@@ -19,7 +19,7 @@ import pytest
 from kit import loading
 from kit.bpfmaps import Maps
 from kit.namespaces import inside
-from kit.sandboxes import Sandbox, eventually, open_files
+from kit.sandboxes import Sandbox, eventually, open_files, settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +108,7 @@ def _rate(answer: dict[str, float]) -> str:
 def test_a_thousand_at_once_and_thousands_in_a_row(loaded: Loaded, in_a_row: int, server: Talker) -> None:
     """No byte lost or mixed up, no descriptor and no record of the kernel's left over."""
     _assert_all_good(loaded.client.ask(f"concurrent {WARM_UP} 0 {MOST_BYTES}"), WARM_UP)
-    idle = loaded.descriptors()
+    idle = settled(loaded.descriptors)
     server.ask(f"wait {CONCURRENT}")
     together = loaded.client.ask(f"concurrent {CONCURRENT} {WARM_UP} {MOST_BYTES}")
     singly = loaded.client.ask(f"sequential {in_a_row} {WARM_UP + CONCURRENT} {MOST_BYTES_SEQUENTIAL}")
@@ -126,7 +126,7 @@ def test_a_thousand_at_once_and_thousands_in_a_row(loaded: Loaded, in_a_row: int
 def test_what_waits_for_the_proxy_is_on_record_until_it_is_taken(loaded: Loaded, server: Talker) -> None:
     """One entry for each connection in the queue, none once the proxy has accepted them."""
     _assert_all_good(loaded.client.ask(f"concurrent {WARM_UP} 0 {MOST_BYTES}"), WARM_UP)
-    idle = loaded.descriptors()
+    idle = settled(loaded.descriptors)
     loaded.sandbox.proxy.kill(signal.SIGSTOP)
     loaded.client.tell(f"concurrent {QUEUED} {WARM_UP} {MOST_BYTES}")
     try:

@@ -53,7 +53,7 @@ def run(
 def leftovers() -> list[Path]:
     """What outlives a process, and whose supervisor is gone: other sandboxes may be running on this machine."""
     places = (state.STATE, bpffs.PINS, cgroup.hierarchy() / state.GROUP)
-    return [entry for place in places for entry in place.glob("*/") if not _is_alive(entry.name)]
+    return [entry for place in places for entry in place.glob("*/") if not _is_alive(entry.name.removesuffix("_new"))]
 
 
 def _is_alive(name: str) -> bool:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit import zone
@@ -20,7 +21,6 @@ from kit.namespaces import enter_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
@@ -30,7 +30,10 @@ _ETC = {
     "hosts": "127.0.0.1 localhost\n::1 localhost ip6-localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\n",
 }
-_BIND = 'for file in $(ls "$0"); do mount --bind "$0/$file" "/etc/$file"; done; exec "$@"'
+ROOT = Path(__file__).parents[2]
+_BIND = (
+    'mount --bind "$1" "$2"; shift 2; for file in $(ls "$0"); do mount --bind "$0/$file" "/etc/$file"; done; exec "$@"'
+)
 _STEPS = """
 import json, subprocess, sys
 def step(command):
@@ -86,6 +89,8 @@ class Machine:
         self.home = work / "home"
         self.home.mkdir()
         self.home.chmod(0o1777)
+        self._project = work / "project"
+        self._project.mkdir()
         self._etc = work / "etc"
         self._etc.mkdir()
         for file, text in _ETC.items():
@@ -98,7 +103,27 @@ class Machine:
     def enter(self, command: Sequence[str]) -> list[str]:
         """`command` so that it starts on the machine."""
         private = ["unshare", "--mount", "--propagation=private", "--"]
-        return [*enter_command(self._netns), *private, "/bin/sh", "-ec", _BIND, str(self._etc), *command]
+        return [
+            *enter_command(self._netns),
+            *private,
+            "/bin/sh",
+            "-ec",
+            _BIND,
+            str(self._etc),
+            str(ROOT),
+            str(self._project),
+            *command,
+        ]
+
+    def visible(self, path: Path | str) -> str:
+        """The name by which the sandboxed account can open `path` of this checkout, which root may keep to itself."""
+        path = Path(path)
+        return str(self._project / path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+    @property
+    def python(self) -> str:
+        """The interpreter of these tests, with what is installed for them, for the sandboxed account."""
+        return self.visible(sys.executable)
 
     def bare(
         self, command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S
@@ -137,7 +162,7 @@ class Machine:
         proxy_env: bool = True,
     ) -> Run:
         """Run several commands one after the other in one sandbox; `Run.steps` has their results."""
-        driver = [sys.executable, "-c", _STEPS, json.dumps([list(command) for command in commands])]
+        driver = [self.python, "-c", _STEPS, json.dumps([list(command) for command in commands])]
         return self.run(options, driver, env=env, proxy_env=proxy_env)
 
     def _env_command(self, extra: Mapping[str, str], proxy_env: bool) -> list[str]:

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nono_ebpf.kernel import bpffs, cgroup
 from nono_ebpf.sandbox import state
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PATIENCE_S = 15.0
+_SAME_LOOKS = 50
+Seen = TypeVar("Seen")
 
 
 class Victim:
@@ -138,6 +140,16 @@ def _is_alive(name: str) -> bool:
     except FileNotFoundError:
         return False
     return False
+
+
+def settled(look: Callable[[], Seen]) -> Seen:
+    """What `look` sees once it has seen the same for half a second."""
+    last, same = look(), 0
+    while same < _SAME_LOOKS:
+        time.sleep(0.01)
+        now = look()
+        last, same = now, same + 1 if now == last else 0
+    return last
 
 
 def eventually(holds: Callable[[], bool], timeout_s: float = PATIENCE_S) -> bool:

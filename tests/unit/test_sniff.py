@@ -31,10 +31,15 @@ CASES: list[tuple[bytes, Sniffed]] = [
     (b"SSH-2.0-OpenSSH_9.6\r\n", Opaque()),
     (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", Opaque()),
     (b"hello", Opaque()),
-    (b" GET / HTTP/1.1\r\n", Opaque()),
-    (b"\r\n", Opaque()),
-    (b"GET \x01 HTTP/1.1\r\n", Opaque()),
-    (b"A\rB", Opaque()),
+    (b" GET / HTTP/1.1\r\n", Http()),
+    (b"\r\n\r\nGET / HTTP/1.1\r\n", Http()),
+    (b"\nGET / HTTP/1.1\r\n", Http()),
+    (b"GET \x01 HTTP/1.1\r\n", Http()),
+    (b"GET\x0b/\x0cHTTP/1.1\r\n", Http()),
+    (b"GET / HTTP/2.0\r\n", Http()),
+    (b"GET / http/1.1\r\n", Http()),
+    (b"\r\nPING\r\n", Opaque()),
+    (b"\x01GET / HTTP/1.1\r\n", Opaque()),
     (b"{}", Opaque()),
 ]
 
@@ -55,8 +60,15 @@ def test_byte_by_byte(data: bytes, expected: Sniffed) -> None:
 
 def test_undecided() -> None:
     """A first word and an open line could still become a request."""
-    for data in (b"", b"\x16", b"GET", b"GET /", b"GET / HTTP/1.1", b"GET / HTTP/1.1\r", b"PING"):
+    for data in (b"", b"\x16", b"GET", b"GET /", b"GET / HTTP/1.1", b"GET / HTTP/1.1\r", b"PING", b"\r\n", b"\r\nGET"):
         assert classify(data) is NEED_MORE
+
+
+@pytest.mark.parametrize("data", [b"get / HTTP/1.1\r\n", b"Get / HTTP/1.1\r\n"])
+def test_a_whole_line_in_lower_case_is_for_the_strict_parser(data: bytes) -> None:
+    """In one piece it is a request; an unfinished word in lower case is not waited for."""
+    assert classify(data) == Http()
+    assert classify(data[:2]) == Opaque()
 
 
 def test_endless_first_line_is_refused() -> None:
