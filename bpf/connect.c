@@ -17,8 +17,10 @@ static __always_inline bool is_datagram(const struct bpf_sock_addr *ctx)
 	return ctx->type == SOCK_DGRAM && ctx->protocol == UDP;
 }
 
-/* Remember where the socket was going. Failing to is failing the connect: the proxy could not judge it. */
-static __always_inline bool remember(struct bpf_sock_addr *ctx, const struct nono_origin *origin)
+/* Remember where the socket was going. Failing to is failing the connect: the proxy could not judge it.
+ * `again`: what is remembered already stays, since for a connected socket the kernel shows sendmsg4 what we made of it.
+ */
+static __always_inline bool remember(struct bpf_sock_addr *ctx, const struct nono_origin *origin, bool again)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct nono_origin *kept;
@@ -28,6 +30,8 @@ static __always_inline bool remember(struct bpf_sock_addr *ctx, const struct non
 	kept = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!kept)
 		return false;
+	if (again && kept->seen_ns)
+		return true;
 	*kept = *origin;
 	return true;
 }
@@ -45,7 +49,7 @@ static __always_inline int steer(struct bpf_sock_addr *ctx, struct nono_origin *
 	struct nono_settings *set = current_settings();
 	bool dns = origin->destination.port_be == bpf_htons(DNS_PORT);
 	bool stream = is_stream(ctx);
-	bool local, ours;
+	bool local, direct, ours;
 
 	fill_process(&origin->process);
 	origin->destination.protocol = ctx->protocol;
@@ -61,7 +65,8 @@ static __always_inline int steer(struct bpf_sock_addr *ctx, struct nono_origin *
 	}
 	local = is_local(origin->destination.addr, set);
 	/* Who dials a listener of ours by its own address is recorded like the redirected, so that it has an owner. */
-	dns = dns || (local && origin->destination.port_be == set->dns_port_be);
+	direct = local && origin->destination.port_be == set->dns_port_be;
+	dns = dns || direct;
 	ours = dns || (stream && origin->destination.port_be == set->proxy_port_be);
 	if (local && !ours)
 		return 0;
@@ -74,7 +79,7 @@ static __always_inline int steer(struct bpf_sock_addr *ctx, struct nono_origin *
 		bpf_set_retval(-ECONNREFUSED);
 		return -1;
 	}
-	if (!remember(ctx, origin)) {
+	if (!remember(ctx, origin, direct && !connecting)) {
 		report_denial(origin, NONO_DENY_NO_RECORD);
 		return -1;
 	}
@@ -82,8 +87,7 @@ static __always_inline int steer(struct bpf_sock_addr *ctx, struct nono_origin *
 }
 
 /* `connecting`: by connect(2), not by sendmsg(2). Only then is a socket that is left alone forgotten: one may ask the
- * resolver and talk to loopback by turns, and the kernel shows sendmsg4 the rewritten address of a connected socket whose
- * destination is IPv4-mapped.
+ * resolver and talk to loopback by turns.
  */
 static __always_inline int redirect4(struct bpf_sock_addr *ctx, bool connecting)
 {

@@ -80,14 +80,18 @@ def _registry() -> Iterator[None]:
 def _wait_for_lock(fd: int) -> None:
     """flock(2) with a deadline: whoever holds it does so for moments."""
     end = time.monotonic() + _REGISTRY_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            if time.monotonic() > end:
-                raise SandboxError(f"another process keeps {STATE} locked; `fuser {STATE}` names it") from error
-            time.sleep(0.02)
+    while not _locked(fd):
+        if time.monotonic() > end:
+            raise SandboxError(f"another process keeps {STATE} locked; `fuser {STATE}` names it")
+        time.sleep(0.02)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def create() -> Sandbox:
@@ -101,11 +105,9 @@ def create() -> Sandbox:
 def _lock(directory: Path) -> int:
     """Raises BlockingIOError where somebody holds it."""
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _locked(fd):
         os.close(fd)
-        raise
+        raise BlockingIOError
     return fd
 
 
