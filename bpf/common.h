@@ -20,6 +20,7 @@ BPF_TABLE("lru_hash", struct nono_source, struct nono_origin, origins, NONO_ORIG
 BPF_TABLE("lru_hash", struct nono_source, struct nono_origin, multipath, NONO_ASKERS_MAX);
 BPF_TABLE("lru_hash", struct nono_source, struct nono_process, askers, NONO_ASKERS_MAX);
 BPF_RINGBUF_OUTPUT(denials, NONO_DENIAL_PAGES);
+BPF_ARRAY(unreported, __u64, 1);
 
 static __always_inline struct nono_settings *current_settings(void)
 {
@@ -97,12 +98,18 @@ static __always_inline void fill_process(struct nono_process *process)
 	bpf_get_current_comm(process->comm, sizeof(process->comm));
 }
 
-/* A full ring buffer loses the report, never the refusal. */
+/* A full ring buffer loses the report, never the refusal; how many it lost is counted. */
 static __always_inline void report_denial(const struct nono_origin *origin, __u32 reason)
 {
 	struct nono_denial denial = {};
+	__u64 *count;
+	int only = 0;
 
 	denial.origin = *origin;
 	denial.reason = reason;
-	denials.ringbuf_output(&denial, sizeof(denial), 0);
+	if (denials.ringbuf_output(&denial, sizeof(denial), 0) == 0)
+		return;
+	count = unreported.lookup(&only);
+	if (count)
+		__sync_fetch_and_add(count, 1);
 }

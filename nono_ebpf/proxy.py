@@ -12,51 +12,28 @@ import os
 import resource
 import socket
 import sys
-import time
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
 
 import uvloop
 
-from nono_ebpf.audit.record import Record, open_record
 from nono_ebpf.audit.sink import AuditSink
 from nono_ebpf.audit.summary import Summary
 from nono_ebpf.config.load import restore_policy
+from nono_ebpf.denials import KernelDenials
 from nono_ebpf.dns.names import NameTable
 from nono_ebpf.dns.resolver import HostResolver, preload
 from nono_ebpf.dns.server import DnsServer
 from nono_ebpf.errors import NonoError, SandboxError
-from nono_ebpf.kernel import abi
 from nono_ebpf.kernel.netns import Listeners
 from nono_ebpf.kernel.origdst import Askers, SocketOrigins
-from nono_ebpf.kernel.ringbuf import DenialReader
 from nono_ebpf.model import Endpoint
 from nono_ebpf.relay.accept import Acceptor
 from nono_ebpf.relay.limits import Limits
 from nono_ebpf.relay.listener import Relay
 from nono_ebpf.sandbox import handover, privileges
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 _DRAIN_S = 2.0  # for bytes that a client sent before it ended
-
-_DATAGRAM = "datagrams go to a resolver only (port 53); clients of QUIC fall back to TCP"
-_KERNEL_REASONS = {
-    abi.Reason.NOT_SERVED: "no proxy is alive to judge it",
-    abi.Reason.DATAGRAM: _DATAGRAM,
-    abi.Reason.DATAGRAM_CONNECT: _DATAGRAM,
-    abi.Reason.SOCKET: "only TCP and UDP sockets can be judged",
-    abi.Reason.NO_RECORD: "the kernel could not remember its destination",
-}
-_PROTOCOLS = {
-    socket.IPPROTO_TCP: "tcp",
-    socket.IPPROTO_UDP: "udp",
-    socket.IPPROTO_ICMP: "icmp",
-    58: "icmpv6",
-    132: "sctp",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +42,7 @@ class Handles:
 
     listeners: Listeners
     denials: int
+    unreported: int
     askers: int
     audit: int | None
 
@@ -96,8 +74,8 @@ def _handles(plan: handover.ProxyPlan, fds: list[int]) -> Handles:
     sockets = [socket.socket(fileno=fd) for fd in fds[:6]]
     for sock in sockets:
         sock.setblocking(False)
-    denials, askers, *audit = fds[6:]
-    return Handles(Listeners.of(sockets), denials, askers, audit[0] if plan.has_audit_log else None)
+    denials, unreported, askers, *audit = fds[6:]
+    return Handles(Listeners.of(sockets), denials, unreported, askers, audit[0] if plan.has_audit_log else None)
 
 
 def _give_up_root(plan: handover.ProxyPlan) -> None:
@@ -123,7 +101,8 @@ async def _serve(plan: handover.ProxyPlan, handles: Handles, lifeline: socket.so
         origin = origins.take(connection)
         await dns.handle_tcp(connection, origin.process if origin else None)
 
-    take_denials = _watch_denials(DenialReader(handles.denials), names.name_of, sink.write)
+    denials = KernelDenials(handles.denials, handles.unreported, names.name_of, sink.write)
+    asyncio.get_running_loop().add_reader(denials.fileno(), denials.take)
     async with asyncio.TaskGroup() as tasks:
         serving = [
             tasks.create_task(relay.serve(handles.listeners.proxy)),
@@ -135,9 +114,9 @@ async def _serve(plan: handover.ProxyPlan, handles: Handles, lifeline: socket.so
         await relay.drain(_DRAIN_S)
         for task in serving:
             task.cancel()
-    take_denials()
+    denials.take(limit=None)
     await resolver.aclose()
-    _say_goodbye(summary, sink)
+    _say_goodbye(summary, sink, denials.lost())
 
 
 async def _until_told(lifeline: socket.socket) -> None:
@@ -152,41 +131,12 @@ def _endpoints(listeners: Listeners) -> frozenset[Endpoint]:
     return frozenset(Endpoint(ip_address(name[0]), name[1]) for name in names)
 
 
-def _watch_denials(
-    reader: DenialReader, name_of: Callable[..., str | None], write: Callable[[Record], None]
-) -> Callable[[], None]:
-    """Every refusal that never reached us becomes a record, soon or when the function returned is called."""
-
-    def take() -> None:
-        for reason, origin in reader.read():
-            destination = abi.origin_of(origin).destination
-            # getaddrinfo connects a datagram socket to each of its answers to sort them (RFC 6724), and takes a no.
-            if reason is not abi.Reason.DATAGRAM_CONNECT or name_of(destination.address) is None:
-                write(_kernel_record(reason, origin))
-
-    asyncio.get_running_loop().add_reader(reader.fileno(), take)
-    return take
-
-
-def _kernel_record(reason: abi.Reason, raw: abi.nono_origin) -> Record:
-    origin = abi.origin_of(raw)
-    record = open_record("kernel", "kernel", origin.process)
-    record.timestamp_unix_ms -= (time.monotonic_ns() - raw.seen_ns) // 1_000_000
-    if reason is abi.Reason.SOCKET:
-        protocol = raw.destination.protocol
-        record.target = f"{_PROTOCOLS.get(protocol, f'protocol {protocol}')} socket"
-    else:
-        record.original_destination = str(origin.destination)
-        record.target, record.port = str(origin.destination.address), origin.destination.port
-    record.denial_category = reason.name.lower()
-    record.reason = _KERNEL_REASONS[reason]
-    return record
-
-
-def _say_goodbye(summary: Summary, sink: AuditSink) -> None:
+def _say_goodbye(summary: Summary, sink: AuditSink, unreported: int) -> None:
     lines = summary.render()
     if sink.lost:
         lines.append(f"nono-ebpf: {sink.lost} audit records were not written: {sink.failure}")
+    if unreported:
+        lines.append(f"nono-ebpf: {unreported} refusals came too fast to be recorded")
     if lines:
         sys.stderr.write("\n".join(lines) + "\n")
 

@@ -108,13 +108,9 @@ class _Supervisor:
         )
 
     def _fds(self) -> list[int]:
-        audit = [] if self._request.audit_fd is None else [self._request.audit_fd]
-        return [
-            *(sock.fileno() for sock in self._listeners.all),
-            self._maps.denials,
-            self._maps.askers,
-            *audit,
-        ]
+        listeners = [sock.fileno() for sock in self._listeners.all]
+        maps = [self._maps.denials, self._maps.unreported, self._maps.askers]
+        return [*listeners, *maps, *([] if self._request.audit_fd is None else [self._request.audit_fd])]
 
     def _set_alive(self, *, alive: bool) -> None:
         settings = abi.nono_settings(

@@ -63,7 +63,7 @@ class Summary:
         lines = [f"nono-ebpf: {sum(each.count for each in groups) + self._more} denied"]
         lines += [_line(each, widths) for each in groups]
         if self._more:
-            lines.append(f"  … and {self._more} more: the audit log has them all")
+            lines.append(f"  … and {self._more} more")
         return lines
 
 

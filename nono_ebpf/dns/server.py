@@ -27,8 +27,8 @@ import dns.rdatatype
 from asyncio_dgram.aio import DatagramServer
 
 from nono_ebpf.audit.record import SEARCH_LIST, open_record
+from nono_ebpf.audit.window import Window, Worth
 from nono_ebpf.dns.limits import Limits
-from nono_ebpf.dns.lookups import Window, Worth
 from nono_ebpf.dns.message import Question, Reply, parse_query, to_wire
 from nono_ebpf.dns.names import address_of_reverse_name
 from nono_ebpf.dns.resolver import is_localhost

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SOURCES = Path(__file__).resolve().parents[1] / "bpf"
 UNITS = ("nono_abi.h", "common.h", "connect.c", "datagram.c", "lifecycle.c", "guard.c")
-MAPS = ("settings", "denials", "askers")
+MAPS = ("settings", "denials", "unreported", "askers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,12 @@ class Maps:
 
     settings: int
     denials: int
+    unreported: int
     askers: int
 
     def close(self) -> None:
-        """Close all three."""
-        for fd in (self.settings, self.denials, self.askers):
+        """Close them all."""
+        for fd in (self.settings, self.denials, self.unreported, self.askers):
             os.close(fd)
 
 

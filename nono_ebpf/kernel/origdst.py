@@ -41,6 +41,10 @@ class _MapAttributes(ctypes.Structure):
     )
 
 
+class _Count(ctypes.Structure):
+    _fields_ = (("value", ctypes.c_uint64),)
+
+
 def _map_call(operation: str, command: int, map_fd: int, key: ctypes._CData, value: ctypes.Structure) -> None:
     attributes = _MapAttributes(map_fd=map_fd, key=ctypes.addressof(key), value=ctypes.addressof(value), flags=0)
     libc.bpf(operation, command, attributes)
@@ -50,6 +54,13 @@ def write_settings(map_fd: int, settings: abi.nono_settings) -> None:
     """Replace the one entry of the settings array."""
     only = ctypes.c_uint32(0)
     _map_call("write the settings map", libc.BPF_MAP_UPDATE_ELEM, map_fd, only, settings)
+
+
+def read_count(map_fd: int) -> int:
+    """The one entry of a counter array."""
+    only, count = ctypes.c_uint32(0), _Count()
+    _map_call("read a counter map", libc.BPF_MAP_LOOKUP_ELEM, map_fd, only, count)
+    return int(count.value)
 
 
 class Askers:

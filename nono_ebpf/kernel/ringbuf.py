@@ -24,7 +24,7 @@ _HEADER = 8
 
 
 class DenialReader:
-    """Takes the map's fd (owned, closed by `close`); readable in poll(2) when there is something new."""
+    """Owns the map's fd for as long as the process lives; readable in poll(2) when there is something new."""
 
     def __init__(self, map_fd: int) -> None:
         page = os.sysconf("SC_PAGE_SIZE")
@@ -56,10 +56,3 @@ class DenialReader:
 
     def _produced(self) -> int:
         return int.from_bytes(self._producer[:8], sys.byteorder)
-
-    def close(self) -> None:
-        """Unmap and close."""
-        del self._position
-        self._consumer.close()
-        self._producer.close()
-        os.close(self._fd)

@@ -26,8 +26,8 @@ import uvloop
 from nameserver import Nameserver, Zone
 
 from nono_ebpf.audit.record import SEARCH_LIST, Record
+from nono_ebpf.audit.window import Window, Worth
 from nono_ebpf.dns.limits import Limits
-from nono_ebpf.dns.lookups import Window, Worth
 from nono_ebpf.dns.names import V4_POOL, V6_POOL, NameTable
 from nono_ebpf.dns.resolver import HostResolver
 from nono_ebpf.dns.server import DnsServer

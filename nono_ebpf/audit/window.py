@@ -1,7 +1,7 @@
-"""Which lookups are worth a line in the audit log.
+"""Which of many like events are worth a line in the audit log.
 
-A program in a retry loop asks the same thing a thousand times a second, and a hostile one a new thing. Knows
-keys and a clock; must not know DNS.
+A program in a retry loop does the same thing a thousand times a second, and a hostile one a new thing. Knows keys and a
+clock; must not know what they stand for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Worth(Enum):
-    """What to do about one lookup."""
+    """What to do about one event."""
 
     RECORD = "record it"
     OVERFLOW = "record once that there are more than are recorded"
