@@ -11,8 +11,10 @@ bcc wants the kernel's headers. Our programs use the UAPI alone, so it is pointe
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib.util
 import os
+import re
 import signal
 import socket
 import sys
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nono_ebpf.errors import KernelError, LoadError, NonoError
+from nono_ebpf.errors import KernelError, LoadError, NonoError, NotSupported, SandboxError
 from nono_ebpf.kernel import libc
 from nono_ebpf.kernel.hooks import HOOKS, Hook, Side
 
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 SOURCES = Path(__file__).resolve().parents[1] / "bpf"
+MINIMUM = (5, 19)  # bpf_skc_to_mptcp_sock; map access without a capability
 UNITS = ("nono_abi.h", "common.h", "connect.c", "datagram.c", "lifecycle.c", "guard.c")
+_PROBLEM_MAX, _LOG_MAX = 300, 100_000
 MAPS = ("settings", "denials", "unreported", "askers")
 
 
@@ -89,8 +93,17 @@ class Loader:
         answer, fds, _, _ = socket.recv_fds(self._parent, 1 << 20, len(MAPS))
         if len(fds) != len(MAPS):
             problem, _, log = answer.decode("utf-8", "replace").partition("\n")
-            raise LoadError(problem or "the loader ended without a word", log)
+            raise _failure(problem or "the loader ended without a word", log)
         return Maps(*fds)
+
+
+def _failure(problem: str, log: str) -> SandboxError | NotSupported:
+    """Having been tried and refused, what the release number says of the reason."""
+    release = os.uname().release
+    if tuple(int(part) for part in re.findall(r"\d+", release)[:2]) < MINIMUM:
+        oldest = ".".join(map(str, MINIMUM))
+        return NotSupported(f"load the hooks on Linux {release}", errno.ENOSYS, hint=f"{oldest} or newer is needed")
+    return LoadError(problem, log)
 
 
 def _run_child(channel: socket.socket) -> None:
@@ -108,7 +121,7 @@ def _run_child(channel: socket.socket) -> None:
         sys.stdout.flush()
         text = os.pread(log, 200_000, 0).decode("utf-8", "replace")
         problem = str(error) if isinstance(error, NonoError) else f"{type(error).__name__}: {error}"
-        channel.send(f"{' '.join(problem.split())}\n{text[-100_000:]}".encode())
+        channel.send(f"{' '.join(problem.split())[:_PROBLEM_MAX]}\n{text[-_LOG_MAX:]}".encode())
     finally:
         os._exit(0)
 
@@ -126,14 +139,14 @@ def compile_programs() -> Any:  # noqa: ANN401  # bcc has no types
     os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES / "shim")
     from bcc import BPF  # LLVM: only ever in a child
 
-    text = "\n".join((SOURCES / name).read_text() for name in UNITS)
+    text = b"\n".join((SOURCES / name).read_bytes() for name in UNITS)
     multiarch = sysconfig.get_config_var("MULTIARCH") or f"{os.uname().machine}-linux-gnu"
     return BPF(text=text, cflags=["-w", "-isystem", "/usr/include", "-isystem", f"/usr/include/{multiarch}"])
 
 
 def load_program(compiled: Any, hook: Hook) -> int:  # noqa: ANN401  # as above
     """The program's fd, owned by bcc's object."""
-    function = compiled.load_func(hook.function, int(hook.program_type), attach_type=int(hook.attach_type))
+    function = compiled.load_func(hook.function.encode(), int(hook.program_type), attach_type=int(hook.attach_type))
     return int(function.fd)
 
 

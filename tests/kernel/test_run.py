@@ -378,6 +378,41 @@ def test_programs_that_do_not_load_leave_nothing_half_attached() -> None:
     assert "nono-ebpf doctor" in done.stderr
 
 
+def test_a_kernel_that_is_too_old_is_told_so() -> None:
+    """What was tried and refused is explained by the release, with exit status 2."""
+    old = (
+        "from nono_ebpf.kernel import loader, hooks; import dataclasses, sys; loader.MINIMUM = (99, 0);"
+        "wrong = dataclasses.replace(loader.HOOKS[-1], attach_type=hooks.AttachType.SOCK_OPS);"
+        "loader.HOOKS = (*loader.HOOKS[:-1], wrong); from nono_ebpf import cli; sys.exit(cli.main())"
+    )
+    command = [sys.executable, "-c", old, *RUN[4:], "--", "true"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "99.0 or newer" in done.stderr
+
+
+def test_an_ordinary_user_without_sudo_is_told_so() -> None:
+    """Attaching needs root, and the message says how to get there."""
+    unprivileged = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", "PATH=/nonexistent"]
+    done = subprocess.run([*unprivileged, *PROGRAM, "run", "--", "true"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "root" in done.stderr
+
+
+def test_a_flood_of_refusals_is_bounded_in_the_log(tmp_path: Path) -> None:
+    """A few hundred thousand datagrams to everywhere: a bounded number of records, and the rest is counted."""
+    log = tmp_path / "audit.ndjson"
+    program = (
+        "import socket, time\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nend = time.time() + 2\nn = 0\n"
+        "while time.time() < end:\n n += 1\n"
+        " try: s.sendto(b'', ('203.0.113.1', 1000 + n % 60000))\n except OSError: pass"
+    )
+    done = run("/usr/bin/python3", "-c", program, options=("--audit-log", str(log)))
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert 1000 <= len(records) <= 2 * 1025  # a window may end in between
+    assert "came too fast to be recorded" in done.stderr
+
+
 def test_dry_run_checks_everything_and_starts_nothing() -> None:
     """It shows the rules with their sources."""
     done = run("touch", "/tmp/nono-ebpf-was-here", options=("--dry-run", "--allow-domain", "example.com:8443"))
