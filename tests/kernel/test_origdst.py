@@ -113,7 +113,7 @@ def _accepted(bench: Bench, address: str, port: int) -> tuple[socket.socket, sub
 def test_so_original_dst_ipv4(bench: Bench, address: str) -> None:
     """netfilter's option: a struct sockaddr_in with what the client asked for."""
     connection, client = _accepted(bench, address, 8443)
-    with connection, client:
+    with client, connection:
         family, port, raw = struct.unpack("=H2s4s8x", connection.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16))
         assert (family, int.from_bytes(port, "big"), socket.inet_ntoa(raw)) == (socket.AF_INET, 8443, "203.0.113.9")
 
@@ -121,7 +121,7 @@ def test_so_original_dst_ipv4(bench: Bench, address: str) -> None:
 def test_so_original_dst_ipv6(bench: Bench) -> None:
     """The same for IPv6, a struct sockaddr_in6."""
     connection, client = _accepted(bench, "2001:db8::9", 443)
-    with connection, client:
+    with client, connection:
         raw = connection.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, 28)
         family, port, address = struct.unpack("=H2s4x16s4x", raw)
         assert (family, int.from_bytes(port, "big")) == (socket.AF_INET6, 443)
@@ -132,7 +132,7 @@ def test_so_original_dst_ipv6(bench: Bench) -> None:
 def test_the_private_option_tells_whose_it_is_once(bench: Bench, address: str) -> None:
     """Destination, process, account and cgroup; read once; the client saw what it asked for."""
     connection, client = _accepted(bench, address, 25)
-    with connection, client:
+    with client, connection:
         origin = SocketOrigins().take(connection)
         assert origin is not None
         assert str(origin.destination.address) == address
@@ -153,7 +153,7 @@ def test_a_connection_from_outside_the_sandbox_has_no_record(bench: Bench) -> No
         connection, _ = bench.listeners.proxy[0].accept()
         with connection:
             assert SocketOrigins().take(connection) is None
-            with pytest.raises(OSError, match="not available|No such file"):  # without and with netfilter's NAT
+            with pytest.raises(OSError, match=r"not available|No such file"):  # without and with netfilter's NAT
                 connection.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16)
 
 
