@@ -1,0 +1,103 @@
+"""What the sandbox finds in place of the host's files, and which sockets are looked for."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from nono_ebpf.errors import ConfigError, NotSupported
+from nono_ebpf.kernel import cgroup
+from nono_ebpf.prepare import parse_pinned
+from nono_ebpf.sandbox import view
+from nono_ebpf.sandbox.user import User
+
+
+def test_hosts_keeps_loopback_names_alone() -> None:
+    """Any other name is to be asked for, so that it can be judged."""
+    hosts = "127.0.0.1 localhost dev.test # mine\n::1 localhost\n10.0.0.1 db.test\n# 127.0.0.1 no\n\n127.0.1.1 me\n"
+    kept = view.hosts_for_sandbox(hosts).decode()
+    assert "dev.test" in kept
+    assert "127.0.1.1 me" in kept
+    assert "db.test" not in kept
+
+
+def test_hosts_always_knows_localhost() -> None:
+    """Also where the host's file is empty."""
+    assert b"127.0.0.1 localhost" in view.hosts_for_sandbox("")
+
+
+def test_resolv_conf_keeps_search_list_and_options() -> None:
+    """The servers are replaced: every query comes to us anyway."""
+    made = view.resolv_conf_for_sandbox("nameserver 10.0.0.2\nsearch corp.test\noptions ndots:2\n# x\n").decode()
+    assert made.splitlines() == ["nameserver 127.0.0.1", "search corp.test", "options ndots:2"]
+
+
+def test_sockets_are_found_by_where_they_lie(tmp_path: Path) -> None:
+    """Under the name they have now, a few levels deep, links not followed."""
+    deep = tmp_path / "a" / "b" / "c"
+    deep.mkdir(parents=True)
+    (tmp_path / "loop").symlink_to(tmp_path)
+    with socket.socket(socket.AF_UNIX) as first:
+        first.bind(str(deep / "first"))
+        os.link(deep / "first", tmp_path / "linked")
+        user = User("x", 1000, 1000, (), str(tmp_path))
+        found = set(view.host_sockets(user))
+    assert {deep / "first", tmp_path / "linked"} <= found
+    assert not any("loop" in path.parts for path in found)
+
+
+def test_the_search_for_sockets_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files the account has."""
+    monkeypatch.setattr(view, "SEARCHED_MAX", 10)
+    for number in range(100):
+        (tmp_path / str(number)).mkdir()
+    looked: list[str] = []
+    entries = view._entries
+    monkeypatch.setattr(view, "_entries", lambda directory: looked.append(directory) or entries(directory))
+    assert list(view._sockets_in(str(tmp_path))) == []
+    assert looked == [str(tmp_path)]
+
+
+MOUNTS = {
+    "unified": "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n",
+    "hybrid": "31 23 0:28 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n"
+    "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n",
+    "odd name": "30 23 0:26 / /mnt/a\\040b rw shared:1 master:2 - cgroup2 none rw\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("mounts", "path"),
+    [("unified", "/sys/fs/cgroup"), ("hybrid", "/sys/fs/cgroup/unified"), ("odd name", "/mnt/a b")],
+)
+def test_cgroup_v2_is_found_where_it_is_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounts: str, path: str
+) -> None:
+    """From mountinfo, whatever the layout (proc(5))."""
+    (tmp_path / "mountinfo").write_text(MOUNTS[mounts])
+    monkeypatch.setattr(cgroup, "MOUNTINFO", tmp_path / "mountinfo")
+    assert cgroup.hierarchy() == Path(path)
+
+
+def test_cgroup_v1_alone_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conclusive no, with the way out."""
+    (tmp_path / "mountinfo").write_text("32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n")
+    monkeypatch.setattr(cgroup, "MOUNTINFO", tmp_path / "mountinfo")
+    with pytest.raises(NotSupported, match="unified_cgroup_hierarchy"):
+        cgroup.hierarchy()
+
+
+def test_pinned_addresses_keep_their_order() -> None:
+    """Several for one name, IPv6 with or without brackets, names in canonical form."""
+    given = ["Db.Test.:10.0.0.1", "db.test:[2001:db8::1]", "x.test:2001:db8::2"]
+    assert parse_pinned(given) == {"db.test": ["10.0.0.1", "2001:db8::1"], "x.test": ["2001:db8::2"]}
+
+
+@pytest.mark.parametrize("entry", ["", "x", "x.test:", ":10.0.0.1", "x.test:10.0.0", "x y:10.0.0.1"])
+def test_a_malformed_pin_is_named(entry: str) -> None:
+    """Nothing is guessed."""
+    with pytest.raises(ConfigError, match="--resolve"):
+        parse_pinned([entry])
