@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,9 +50,7 @@ WAYS = [(kind, V4) for kind in BOTH + V4_ONLY] + [(kind, V6) for kind in BOTH + 
 
 
 def _probe(world: World, *arguments: str | int) -> Run:
-    return world.machine.run(
-        ALLOW, [world.machine.python, world.machine.visible(HERE / "probes.py"), *map(str, arguments)]
-    )
+    return world.machine.run(ALLOW, [sys.executable, str(HERE / "probes.py"), *map(str, arguments)])
 
 
 def _endpoint(address: str, port: int) -> str:
@@ -117,7 +116,7 @@ def test_pid_is_the_real_one(world: World) -> None:
     alive: list[int] = []
     world.servers.on_echo = lambda: alive.extend(_pids_of("probe-held"))
     allow = ["--allow-domain", f"{V4}:{DENIED_PORT}"]
-    probe = [world.machine.python, world.machine.visible(HERE / "probes.py"), "held", V4, str(DENIED_PORT), PAYLOAD]
+    probe = [sys.executable, str(HERE / "probes.py"), "held", V4, str(DENIED_PORT), PAYLOAD]
     run = world.machine.run(allow, probe)
     assert run.json() == {"reply": PAYLOAD}
     assert [_flow(run, V4, DENIED_PORT, "allow")["pid"]] == alive
@@ -276,8 +275,8 @@ NEVER = [zone.METADATA_V4, "64:ff9b::a9fe:a9fe", zone.MACHINE_V4, zone.MACHINE_V
 def test_always_denied(world: World, address: str) -> None:
     """The metadata service in any spelling and the machine itself are refused although "*" is allowed."""
     probe = [
-        world.machine.python,
-        world.machine.visible(HERE / "probes.py"),
+        sys.executable,
+        str(HERE / "probes.py"),
         "plain",
         address,
         str(zone.HTTP_PORT),

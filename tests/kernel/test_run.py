@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from kit.checkout import opened
 from kit.expect import require
 
 from nono_ebpf.kernel import bpffs, cgroup
@@ -394,7 +395,8 @@ def test_a_kernel_that_is_too_old_is_told_so() -> None:
 def test_an_ordinary_user_without_sudo_is_told_so() -> None:
     """Attaching needs root, and the message says how to get there."""
     unprivileged = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", "PATH=/nonexistent"]
-    done = subprocess.run([*unprivileged, *PROGRAM, "run", "--", "true"], capture_output=True, text=True, check=False)
+    command = opened([*unprivileged, *PROGRAM, "run", "--", "true"])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "root" in done.stderr
 
@@ -470,42 +472,27 @@ def test_an_ordinary_user_gets_there_through_sudo(tmp_path: Path) -> None:
     sudoers = tmp_path / "sudoers"
     sudoers.write_text("Defaults env_reset\nDefaults secure_path=/usr/bin:/bin\nALL ALL=(ALL) NOPASSWD: ALL\n")
     sudoers.chmod(0o440)
-    script = 'echo "$(id -u) $MY_KEY $PATH $PWD $(umask)"; cat /proc/[0-9]*/cmdline | grep -c s3cret'
-    command = [
-        *(
-            "unshare",
-            "--mount",
-            "--propagation=private",
-            "sh",
-            "-ec",
-            f'mount --bind {sudoers} /etc/sudoers; exec "$@"',
-            "sh",
-        ),
-        *(
-            "setpriv",
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            "sh",
-            "-c",
-            'umask 027; cd /var/tmp; exec "$@"',
-            "sh",
-        ),
-        *(
-            "env",
-            "-i",
-            "PATH=/opt/agent/bin:/usr/bin:/bin",
-            "MY_KEY=s3cret",
-            *PROGRAM,
-            "run",
-            "--",
-            "sh",
-            "-c",
-            script,
-        ),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.stdout.splitlines()[:1] == ["65534 s3cret /opt/agent/bin:/usr/bin:/bin /var/tmp 0027"], done.stderr
+    allow = ["sh", "-ec", f'mount --bind {sudoers} /etc/sudoers; exec "$@"', "sh"]
+    become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    settle = ["sh", "-c", 'umask 027; cd /var/tmp; exec "$@"', "sh"]
+    script = 'echo "$(id -u) $MY_KEY $PATH $PWD $(umask)"; read line'
+    command = opened([*allow, *become, *settle, *PROGRAM, "run", "--", "sh", "-c", script])
+    environment = {"PATH": "/opt/agent/bin:/usr/bin:/bin", "MY_KEY": "s3cret"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "65534 s3cret /opt/agent/bin:/usr/bin:/bin /var/tmp 0027\n"
+        lines = [_read(path) for path in Path("/proc").glob("[0-9]*/cmdline")]
+        process.stdin.write("\n")
+    assert not [line for line in lines if b"s3cret" in line]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended
+        return b""
 
 
 def test_the_sudo_flag_is_believed_from_sudo_alone() -> None:

@@ -34,6 +34,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            cwd="/",  # which every account may read
         )
         assert self._process.stdout is not None
         self._output: IO[str] = self._process.stdout

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,9 +32,14 @@ _ETC = {
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\n",
 }
 ROOT = Path(__file__).parents[2]
-_BIND = (
-    'mount --bind "$1" "$2"; shift 2; for file in $(ls "$0"); do mount --bind "$0/$file" "/etc/$file"; done; exec "$@"'
-)
+# What of it the sandboxed account is shown, each by itself: the checkout's own directory may be closed to it.
+SHOWN = (".venv", "tests")
+_ENTER = """
+etc=$0 root=$1 shown=$2; shift 2
+for file in $(ls "$etc"); do mount --bind "$etc/$file" "/etc/$file"; done
+for name in $(ls -A "$shown"); do mount --bind "$root/$name" "$shown/$name"; done
+exec "$@"
+"""
 _STEPS = """
 import json, subprocess, sys
 def step(command):
@@ -90,7 +96,8 @@ class Machine:
         self.home.mkdir()
         self.home.chmod(0o1777)
         self._project = work / "project"
-        self._project.mkdir()
+        for name in SHOWN:
+            (self._project / name).mkdir(parents=True)
         self._etc = work / "etc"
         self._etc.mkdir()
         for file, text in _ETC.items():
@@ -103,27 +110,8 @@ class Machine:
     def enter(self, command: Sequence[str]) -> list[str]:
         """`command` so that it starts on the machine."""
         private = ["unshare", "--mount", "--propagation=private", "--"]
-        return [
-            *enter_command(self._netns),
-            *private,
-            "/bin/sh",
-            "-ec",
-            _BIND,
-            str(self._etc),
-            str(ROOT),
-            str(self._project),
-            *command,
-        ]
-
-    def visible(self, path: Path | str) -> str:
-        """The name by which the sandboxed account can open `path` of this checkout, which root may keep to itself."""
-        path = Path(path)
-        return str(self._project / path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
-
-    @property
-    def python(self) -> str:
-        """The interpreter of these tests, with what is installed for them, for the sandboxed account."""
-        return self.visible(sys.executable)
+        places = [str(self._etc), str(ROOT), str(self._project)]
+        return [*enter_command(self._netns), *private, "/bin/sh", "-ec", _ENTER, *places, *command]
 
     def bare(
         self, command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S
@@ -149,7 +137,7 @@ class Machine:
         `proxy_env` False clears the environment inside (`env -i`): PATH, HOME and `env` are all there is.
         """
         log = self._work / f"audit-{next(self._logs)}.ndjson"
-        wrapped = [*self._env_command(env or {}, proxy_env), *command]
+        wrapped = self._shown([*self._env_command(env or {}, proxy_env), *command])
         done = _finish(self.start(options, wrapped, log=log), timeout_s)
         return Run(done.returncode, done.stdout, done.stderr, read_records(log))
 
@@ -162,8 +150,12 @@ class Machine:
         proxy_env: bool = True,
     ) -> Run:
         """Run several commands one after the other in one sandbox; `Run.steps` has their results."""
-        driver = [self.python, "-c", _STEPS, json.dumps([list(command) for command in commands])]
+        driver = [sys.executable, "-c", _STEPS, json.dumps([self._shown(command) for command in commands])]
         return self.run(options, driver, env=env, proxy_env=proxy_env)
+
+    def _shown(self, command: Sequence[str]) -> list[str]:
+        """`command` with every path of this checkout as the sandboxed account may open it."""
+        return [re.sub(f"^{re.escape(str(ROOT))}/", f"{self._project}/", word) for word in command]
 
     def _env_command(self, extra: Mapping[str, str], proxy_env: bool) -> list[str]:
         start = [] if proxy_env else ["-i", *_assignments(self.environment())]
