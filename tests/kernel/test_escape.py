@@ -334,10 +334,13 @@ print(json.dumps([told(path) for path in sys.argv[1:]]))
 
 
 def _assert_hidden(paths: Sequence[Path], prefix: Sequence[str] = ()) -> None:
-    """The account can connect to all of them, and to none from inside."""
+    """The account can connect to all of them, and to none from inside.
+
+    The control comes last: a connection that waits to be accepted is in /proc/net/unix with the socket's path.
+    """
     names = [str(path) for path in paths]
-    assert report([*prefix, *OUTSIDE], _CONNECT, *names) == ["done"] * len(names)
     found = report([*prefix, *INSIDE], _CONNECT, *names)
+    assert report([*prefix, *OUTSIDE], _CONNECT, *names) == ["done"] * len(names)
     assert set(found) <= {"ECONNREFUSED", "ENOENT", "EACCES"}, dict(zip(names, found, strict=True))
 
 
