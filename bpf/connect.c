@@ -18,7 +18,8 @@ static __always_inline bool is_datagram(const struct bpf_sock_addr *ctx)
 }
 
 /* Remember where the socket was going. Failing to is failing the connect: the proxy could not judge it.
- * `again`: what is remembered already stays, since for a connected socket the kernel shows sendmsg4 what we made of it.
+ * `again`: the server that is remembered already stays, since for a connected socket the kernel shows sendmsg4 what we
+ * made of it.
  */
 static __always_inline bool remember(struct bpf_sock_addr *ctx, const struct nono_origin *origin, bool again)
 {
@@ -30,8 +31,10 @@ static __always_inline bool remember(struct bpf_sock_addr *ctx, const struct non
 	kept = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!kept)
 		return false;
-	if (again && kept->seen_ns)
+	if (again && kept->seen_ns) {
+		kept->process = origin->process;
 		return true;
+	}
 	*kept = *origin;
 	return true;
 }

@@ -1,4 +1,4 @@
-"""The system calls that the command is refused: ways to a socket that no hook sees, and to the caller's terminal.
+"""The system calls that the command is refused: ways to a socket that no hook sees, to the caller's terminal and keys.
 
 Through libseccomp's own Python binding (the distribution's). A deny list over the native ABI: calls of any other ABI
 end the process. Comparisons are 64 bits wide while the kernel takes some arguments as 32: each is written so that
@@ -25,6 +25,9 @@ def confine() -> None:
     _refuse_families(filtered)
     # A ring opens sockets of any family without a system call that a filter would see.
     filtered.add_rule(seccomp.ERRNO(errno.ENOSYS), "io_uring_setup")
+    # The account's user keyring is the same inside: its ids are.
+    for call in ("keyctl", "add_key", "request_key"):
+        filtered.add_rule(seccomp.ERRNO(errno.ENOSYS), call)
     for request in (termios.TIOCSTI, _TIOCLINUX):
         same = seccomp.Arg(1, seccomp.MASKED_EQ, _LOW_HALF, request)
         filtered.add_rule(seccomp.ERRNO(errno.EPERM), "ioctl", same)

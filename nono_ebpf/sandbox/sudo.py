@@ -48,14 +48,14 @@ def start_again(arguments: Sequence[str], *, carry: bool = True) -> NoReturn:
 
 
 def surroundings(claim: str) -> Surroundings:
-    """What `claim` (PID:UMASK, from `start_again`) stands for. The pid must be of the sudo that started us: with one
-    further up, a user could ask for the environment of whoever called sudo before.
+    """What `claim` (PID:UMASK, from `start_again`) stands for. The pid must be of the sudo that started us, whose
+    argument list has this claim: with one further up, a user could ask for the environment of whoever called it.
 
     Raises:
         ConfigError: it is not.
     """
     pid, _, umask = claim.partition(":")
-    if not (pid.isdigit() and umask.isdigit() and int(pid) in _our_sudo()):
+    if not (pid.isdigit() and umask.isdigit() and int(pid) in _our_sudo() and _says(int(pid), claim)):
         refuse_claim()
     entries = Path(f"/proc/{pid}/environ").read_bytes().rstrip(b"\0").split(b"\0")
     pairs = [os.fsdecode(entry).split("=", 1) for entry in entries if b"=" in entry]
@@ -80,6 +80,10 @@ def _our_sudo() -> list[int]:
         found.append(pid)
         pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return found
+
+
+def _says(pid: int, claim: str) -> bool:
+    return f"{FLAG}={claim}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
 def _is_sudo(pid: int) -> bool:

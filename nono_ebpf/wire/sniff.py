@@ -3,7 +3,8 @@
 Knows the openings of TLS and HTTP/1; everything else is opaque and travels unread. Must not know ports or
 policy: TLS on port 22 is TLS.
 
-HTTP is claimed for a first line with `HTTP/` and a digit behind a blank, however else it is spelled: what some lenient
+HTTP is claimed for a first line with `HTTP/` and a digit behind a blank, or with a method and a path, however else it
+is spelled: what some lenient
 server would take for a request (a blank line before it, odd spacing, lower case) must reach the strict parser and be
 refused there, not pass as opaque. Text protocols that share a first word (Redis `GET key`, memcached `get key`, STOMP
 `CONNECT`) have no such line and stay opaque, and so does the HTTP/2 preface.
@@ -28,6 +29,9 @@ _BLANKS: Final = b" \t\r\n\x0b\x0c"
 # A request line cut off anywhere before its LF.
 _LINE_PREFIX = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Z]+(?:[ \t\x0b\x0c\r][^\n]*)?")
 _REQUEST_LINE = re.compile(rb"[\x21-\x7e][^\n]*[ \t\x0b\x0c\r]HTTP/[0-9]", re.IGNORECASE)
+# Without a version, or with another protocol's: some servers answer these as well.
+_METHODS = rb"(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|TRACE|CONNECT)"
+_BARE_REQUEST = re.compile(_METHODS + rb"[ \t\x0b\x0c\r]+(?:/|http)", re.IGNORECASE)
 _HTTP2_PREFACE_LINE: Final = b"PRI * HTTP/2.0\r"  # RFC 9113 §3.4
 
 
@@ -73,7 +77,8 @@ def _classify_text(buffer: bytes | bytearray) -> Http | Opaque | NeedMore:
     end = buffer.find(b"\n", start)
     if start < len(buffer) and 0 <= end - start < MAX_FIRST_LINE_BYTES:
         line = bytes(buffer[start:end])
-        return Http() if line != _HTTP2_PREFACE_LINE and _REQUEST_LINE.match(line) else Opaque()
+        claimed = _REQUEST_LINE.match(line) or _BARE_REQUEST.match(line)
+        return Http() if claimed and line != _HTTP2_PREFACE_LINE else Opaque()
     if start < len(buffer) and not _LINE_PREFIX.fullmatch(
         buffer, start, min(len(buffer), start + MAX_FIRST_LINE_BYTES)
     ):
