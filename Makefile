@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@for p in $(RUN_PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'install ok' || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \
 		echo "installing$$missing"; \
-		$(SUDO) apt-get -q update && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -q install -y --no-install-recommends $$missing; fi
+		$(SUDO) apt-get -q update && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $$missing; fi
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip -q --disable-pip-version-check install -e '.[test]'
 	@# Of the distribution's Python packages the venv sees these two, and nothing else.
@@ -34,7 +34,7 @@ setup-test: setup
 	command -v node >/dev/null || missing="$$missing nodejs npm"; \
 	if [ -n "$$missing" ]; then \
 		echo "installing$$missing"; \
-		$(SUDO) apt-get -q update && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -q install -y --no-install-recommends $$missing; fi
+		$(SUDO) apt-get -q update && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $$missing; fi
 
 demo: setup
 	@$(SUDO) $(BIN)/nono-ebpf demo

@@ -63,7 +63,7 @@ def test_the_demo_comes_out_as_it_must() -> None:
 def test_presets_are_listed() -> None:
     """One line a group, hosts spelled out."""
     lines = call("presets").stdout.splitlines()
-    assert any(line.startswith("@python ") and "pypi.org" in line for line in lines)
+    assert any(line.startswith("@github ") and "api.github.com" in line for line in lines)
     assert "npm" in json.loads(call("presets", "--json").stdout)
 
 

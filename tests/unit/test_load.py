@@ -96,11 +96,11 @@ def test_a_bad_rule_is_located(allow: list[str], deny: list[str], where: str) ->
 
 def test_a_preset_stands_for_its_hosts() -> None:
     """`@name` adds the preset's hosts with the preset as source, in allow and in deny lists."""
-    policy = build_policy(None, "", ["@python"], ["@npm"])
-    allowed = policy.allow.match("files.pythonhosted.org", 443)
+    policy = build_policy(None, "", ["@github"], ["@openai"])
+    allowed = policy.allow.match("api.github.com", 443)
     assert allowed is not None
-    assert allowed.source == "@python"
-    assert policy.deny.match("registry.npmjs.org", 443)
+    assert allowed.source == "@github"
+    assert policy.deny.match("api.openai.com", 443)
 
 
 def test_an_unknown_preset_is_explained() -> None:

@@ -113,7 +113,7 @@ def test_an_allow_rule_matches(rule: str, host: str, port: int) -> None:
         ("*.github.com", "evilgithub.com", 443),
         ("*.trusted.net", "nottrusted.net", 443),
         ("*.googleapis.com", "googleapis.com", 443),
-        ("*.npmjs.org", "evil.npmjs.org.attacker.com", 443),
+        ("*.example.org", "evil.example.org.attacker.com", 443),
         ("api.openai.com", "api.openai.com", 8443),
         ("platform.claude.com:443", "platform.claude.com", 8443),
         ("*", "anything.example", 22),
