@@ -121,6 +121,7 @@ def _only_fd(channel: socket.socket) -> socket.socket:
 
 
 def _build(channel: socket.socket, groups: Groups, sandbox_view: view.View) -> None:
+    os.umask(0o022)  # of what is put into the view; the command gets its own
     groups.proxy.join()  # the origin hook looks at the group of the listener's maker
     libc.unshare(libc.CLONE_NEWNET)
     bring_up_loopback()
