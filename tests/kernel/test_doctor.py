@@ -7,12 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from kit.checkout import opened
 
 PROGRAM = [sys.executable, "-I", "-m", "nono_ebpf"]
 
 
 def call(*arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    command = [*before, *PROGRAM, *arguments]
+    command = opened([*before, *PROGRAM, *arguments])
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL)
 
 
