@@ -120,9 +120,11 @@ def enter(view: View) -> None:
     resolv_conf = Path(os.path.realpath("/etc/resolv.conf"))
     _fresh(RUN, "mode=0755")
     _fill_run(view, links)
+    ours = (RUN, *_replace_socket_directories(view.user))
     _mask(view)
     for path, handle in kept.items():
-        if not path.exists():  # where we put a tmpfs, nobody else's hands can be
+        # Nobody else's hands are in a tmpfs of ours. Elsewhere nothing was taken away, and nothing is made.
+        if any(path.is_relative_to(place) for place in ours):
             _bind_handle(handle, path)
         os.close(handle)
     _replace_files(view, resolv_conf)
@@ -162,11 +164,15 @@ def _fill_run(view: View, links: dict[str, str]) -> None:
     os.chown(runtime, view.user.uid, view.user.gid)
 
 
+def _replace_socket_directories(user: User) -> list[Path]:
+    named = [Path(template.format(uid=user.uid)) for template in SOCKET_DIRECTORIES]
+    there = [directory for directory in named if directory.is_dir() and not directory.is_symlink()]
+    for directory in there:
+        _fresh(directory, f"mode=0700,uid={user.uid},gid={user.gid}")
+    return there
+
+
 def _mask(view: View) -> None:
-    for template in SOCKET_DIRECTORIES:
-        directory = Path(template.format(uid=view.user.uid))
-        if directory.is_dir() and not directory.is_symlink():
-            _fresh(directory, f"mode=0700,uid={view.user.uid},gid={view.user.gid}")
     masked = [path for path in view.sockets if path not in view.allowed and path.is_socket()]
     for path in (*masked, *(path for path in view.hidden if path.exists())):
         libc.mount("/dev/null", str(path), None, libc.MS_BIND)
