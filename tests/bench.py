@@ -181,6 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
+    os.environ.pop("SUDO_UID", None)  # the sandboxes are root's own
     spaces = Namespaces()
     try:
         enter = enter_command(spaces.machine)

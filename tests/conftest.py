@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from kit.machine import Machine
 
+# The tests are root's own, also when an ordinary user started them through sudo.
+os.environ.pop("SUDO_UID", None)
+
 settings.register_profile("fast", max_examples=100, deadline=None)
 settings.register_profile("deep", max_examples=5000, deadline=None)
 settings.load_profile("fast")

@@ -91,14 +91,17 @@ def main() -> int:
 
 
 def _run(directory: Path) -> list[dict[str, Any]]:
-    user = str(sudo.invoking_uid() or NOBODY)
+    user = sudo.invoking_uid() or NOBODY
+    log = directory / "audit.ndjson"
+    log.touch()
+    os.chown(log, user, -1)  # through sudo it is opened with that account's rights
     rules = [f"--allow-domain={rule}" for rule in ALLOWED]
     pins = [f"--resolve={host}:{address}" for host, addresses in world.HOSTS.items() for address in addresses]
     attempts = json.dumps([attempt.command for attempt in ATTEMPTS])
     script = (Path(__file__).parent / "attempts.py").read_text()
     command = [
-        *(sys.executable, "-I", "-m", "nono_ebpf", "run", "--user", user, *rules, *pins),
-        *("--upstream-ca", str(directory / "ca.pem"), "--audit-log", str(directory / "audit.ndjson")),
+        *(sys.executable, "-I", "-m", "nono_ebpf", "run", "--user", str(user), *rules, *pins),
+        *("--upstream-ca", str(directory / "ca.pem"), "--audit-log", str(log)),
         *("--", PYTHON, "-I", "-c", script, attempts),
     ]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd="/")

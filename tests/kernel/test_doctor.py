@@ -52,9 +52,10 @@ def test_doctor_does_not_guess() -> None:
 
 @pytest.mark.root
 @pytest.mark.kernel
-def test_the_demo_comes_out_as_it_must() -> None:
+@pytest.mark.parametrize("through_sudo", [False, True], ids=["root", "sudo"])
+def test_the_demo_comes_out_as_it_must(through_sudo: bool) -> None:
     """Every client that is to be let through is, every other is refused, each with its reason."""
-    done = call("demo")
+    done = call("demo", before=("env", "SUDO_UID=65534") if through_sudo else ())
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("let through") == 5
     assert done.stdout.count("refused") >= 6
