@@ -121,7 +121,7 @@ def _show(results: Sequence[dict[str, Any]], lines: Sequence[bytes]) -> int:
     console.print(table)
     console.print(f"\nof {len(lines)} audit records, the last {_AUDIT_LINES_SHOWN}:")
     for line in lines[-_AUDIT_LINES_SHOWN:]:
-        console.print(Text(line.decode()), style="dim")
+        console.print(Text(line.decode()), style="dim", soft_wrap=True)
     return (
         0
         if all((result["status"] == 0) == attempt.works for attempt, result in zip(ATTEMPTS, results, strict=True))
