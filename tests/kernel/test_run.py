@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import pty
@@ -21,9 +20,9 @@ from typing import TYPE_CHECKING
 import pytest
 from kit.checkout import opened
 from kit.expect import require
+from kit.sandboxes import abandoned
 
-from nono_ebpf.kernel import bpffs, cgroup
-from nono_ebpf.sandbox import state
+from nono_ebpf.kernel import cgroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,25 +46,8 @@ def run(
         timeout=timeout,
         check=False,
         cwd="/",
-        **more,  # type: ignore[call-overload]
+        **more,  # type: ignore[call-overload]  # any of its keywords
     )
-
-
-def leftovers() -> list[Path]:
-    """What outlives a process, and whose supervisor is gone: other sandboxes may be running on this machine."""
-    places = (state.STATE, bpffs.PINS, cgroup.hierarchy() / state.GROUP)
-    return [entry for place in places for entry in place.glob("*/") if not _is_alive(entry.name.removesuffix("_new"))]
-
-
-def _is_alive(name: str) -> bool:
-    try:
-        with (state.STATE / name / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +55,7 @@ def _nothing_is_left() -> Iterator[None]:
     """Every test leaves the machine as it found it."""
     run("true")  # cleans up what others may have left
     yield
-    assert leftovers() == []
+    assert abandoned() == []
 
 
 @pytest.mark.parametrize(
@@ -455,9 +437,9 @@ def test_a_crashed_supervisors_sandbox_is_cleaned_up_by_the_next_start() -> None
         process.kill()
         assert process.stdout.read() == ""  # the command's end of the pipe is closed: it is gone
         process.wait()
-    assert len(leftovers()) == 3
+    assert len(abandoned()) == 3
     assert run("true").returncode == 0
-    assert leftovers() == []
+    assert abandoned() == []
 
 
 def test_a_running_sandbox_is_not_taken_for_a_stale_one() -> None:
