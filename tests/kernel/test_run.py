@@ -400,7 +400,7 @@ def test_a_flood_of_refusals_is_bounded_in_the_log(tmp_path: Path) -> None:
     )
     done = run("/usr/bin/python3", "-c", program, options=("--audit-log", str(log)))
     records = [json.loads(line) for line in log.read_text().splitlines()]
-    assert 1000 <= len(records) <= 2 * 1025  # a window may end in between
+    assert 100 <= len(records) <= 2 * 1025  # a window may end in between
     assert "came too fast to be recorded" in done.stderr
 
 
