@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nono_ebpf import __version__
-from nono_ebpf.errors import ConfigError, InvalidAuthority, KernelError, LoadError, NonoError, NotSupported
+from nono_ebpf.errors import ConfigError, InvalidAuthority, LoadError, NonoError, NotSupported
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,8 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LoadError as error:
         return _fail(error, OUR_FAULT, "run `nono-ebpf doctor` for the details")
     except (NonoError, OSError) as error:
-        hint = "run it as root" if isinstance(error, KernelError) and error.errno == 1 else ""
-        return _fail(error, OUR_FAULT, hint)
+        return _fail(error, OUR_FAULT)
 
 
 def _fail(error: Exception, status: int, hint: str = "") -> int:

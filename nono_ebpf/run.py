@@ -86,8 +86,8 @@ class _Supervisor:
             self._listeners = self._stack.enter_context(init.listeners())
             groups = {Side.SANDBOX: self._groups.sandbox.path, Side.PROXY: self._groups.proxy.path}
             self._maps = loader.attach(groups, self._sandbox.pins)
-        init.map_ids()
         self._stack.callback(self._maps.close)
+        init.map_ids()
         self._proxy.serve(self._plan(), self._fds())
         init.wait_ready()
         self._set_alive(alive=True)
