@@ -122,6 +122,11 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
         action="store_true",
         help="do not set HTTP_PROXY and its like; every rule holds either way",
     )
+    surroundings.add_argument(
+        "--landlock-ports",
+        action="store_true",
+        help="a second lock: Landlock refuses TCP ports that no rule names, and listening (Linux 6.7)",
+    )
     output = run.add_argument_group("what it tells")
     output.add_argument("--audit-log", metavar="FILE", help="append one JSON object per decision, as it is made")
     output.add_argument("--verbose", "-v", action="store_true", help="a line per decision on stderr")

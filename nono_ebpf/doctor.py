@@ -10,11 +10,13 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from landlockpy import abi_version
 from rich.console import Console
 from rich.table import Table
 
 from nono_ebpf.kernel.probe import Finding, State, findings
 from nono_ebpf.sandbox import sudo
+from nono_ebpf.sandbox.landlock import Feature
 from nono_ebpf.sandbox.user import NOBODY
 
 if TYPE_CHECKING:
@@ -28,14 +30,14 @@ def main(*, as_json: bool) -> int:
     """0 when a sandbox works on this machine, 1 when not."""
     console = Console()
     with Console(stderr=True).status("trying …"):
-        found = [*findings(), _sandbox(), _sudo()]
+        found = [*findings(), *map(_landlock, Feature), _sandbox(), _sudo()]
     if as_json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in found], indent=2) + "\n")
     elif console.is_terminal:
         console.print(_table(found))
     else:
         sys.stdout.write("".join(_line(finding) + "\n" for finding in found))
-    return 0 if all(finding.state is State.YES for finding in found if finding.name != "sudo") else 1
+    return 0 if all(finding.state is State.YES for finding in found if finding.needed) else 1
 
 
 def _sandbox() -> Finding:
@@ -62,12 +64,22 @@ def _sandbox() -> Finding:
     return Finding("a sandbox", State.NO, last, enforces, "see the rows above")
 
 
+def _landlock(feature: Feature) -> Finding:
+    """Not needed: namespaces and hooks hold without it, but for what README's limits say."""
+    name, found = f"Landlock: {feature.name.lower()}", f"ABI {abi_version()}"
+    if feature.here:
+        return Finding(name, State.YES, found, f"refused: {feature.refuses}", needed=False)
+    remedy = f"Linux {feature.release} or newer, with landlock among the security modules (lsm=)"
+    return Finding(name, State.NO, found, f"not refused: {feature.refuses}", remedy, needed=False)
+
+
 def _sudo() -> Finding:
     enforces = "ordinary users can start sandboxes"
     path = shutil.which("sudo")
     if path is None:
-        return Finding("sudo", State.NO, "not found", enforces, "apt install sudo, or run nono-ebpf as root")
-    return Finding("sudo", State.YES, path, enforces)
+        remedy = "apt install sudo, or run nono-ebpf as root"
+        return Finding("sudo", State.NO, "not found", enforces, remedy, needed=False)
+    return Finding("sudo", State.YES, path, enforces, needed=False)
 
 
 def _line(finding: Finding) -> str:

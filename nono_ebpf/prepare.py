@@ -18,6 +18,7 @@ from nono_ebpf.errors import ConfigError, InvalidAuthority
 from nono_ebpf.kernel import cgroup, loader
 from nono_ebpf.sandbox import sudo, view
 from nono_ebpf.sandbox.init import Command
+from nono_ebpf.sandbox.landlock import Domain
 from nono_ebpf.sandbox.user import User, find_user
 
 if TYPE_CHECKING:
@@ -39,9 +40,11 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     _check_streams()
     user = find_user(options.user)
     policy = _policy(options, user)
+    found = _view(options, user)
     request = supervisor.Request(
         command=Command(argv, *_surroundings(options, user)),
-        view=_view(options, user),
+        view=found,
+        domain=_domain(options, policy, found),
         policy=load.dump_policy(policy),
         pinned=parse_pinned(options.resolve),
         audit_fd=None,
@@ -49,6 +52,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         proxy_env=not options.no_proxy_env,
     )
     _check_machine()
+    request.domain.check()
     for warning in policy.warnings():
         supervisor.say(f"warning: {warning}")
     if options.dry_run:
@@ -174,6 +178,11 @@ def _view(options: argparse.Namespace, user: User) -> view.View:
         resolv_conf=view.resolv_conf_for_sandbox(_text("/etc/resolv.conf")),
         ca_bundle=_ca_bundle(options, user),
     )
+
+
+def _domain(options: argparse.Namespace, policy: Policy, found: view.View) -> Domain:
+    ports = {port for rule in policy.allow.rules for port in rule.ports or ()}
+    return Domain(tuple(found.allowed), frozenset(ports) if options.landlock_ports else None)
 
 
 def _allowed_sockets(paths: Sequence[str], user: User) -> dict[Path, view.FileId]:

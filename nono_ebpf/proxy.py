@@ -14,6 +14,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 
 import uvloop
 
@@ -31,8 +32,9 @@ from nono_ebpf.model import Endpoint
 from nono_ebpf.relay.accept import Acceptor
 from nono_ebpf.relay.limits import Limits
 from nono_ebpf.relay.listener import Relay
-from nono_ebpf.sandbox import handover, privileges
+from nono_ebpf.sandbox import handover, landlock, privileges, seccomp
 
+_THREADS = 64  # of its account, which another sandbox's proxy may have by chance; a loop starts four for names
 _DRAIN_S = 2.0  # for bytes that a client sent before it ended
 
 
@@ -54,6 +56,7 @@ def main() -> None:
         preload()
         plan, fds = _received(lifeline)
         _give_up_root(plan)
+        _confine()
         loop = uvloop.new_event_loop()
         loop.run_until_complete(_serve(plan, _handles(plan, fds), lifeline))
     except NonoError as error:
@@ -82,8 +85,15 @@ def _give_up_root(plan: handover.ProxyPlan) -> None:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NPROC, (_THREADS, _THREADS))
     os.chdir("/")
     privileges.become(plan.uid, plan.uid, ())
+
+
+def _confine() -> None:
+    """What of the kernel and of the file system a break-in would find: hosts(5) and resolv.conf(5), as they change."""
+    landlock.confine_proxy((Path("/etc"), Path("/etc/resolv.conf").resolve().parent))
+    seccomp.confine_proxy()
 
 
 async def _serve(plan: handover.ProxyPlan, handles: Handles, lifeline: socket.socket) -> None:

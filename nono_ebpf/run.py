@@ -25,11 +25,13 @@ from nono_ebpf.kernel.hooks import Side
 from nono_ebpf.kernel.loader import Loader
 from nono_ebpf.kernel.netns import OWN_V4, OWN_V6
 from nono_ebpf.sandbox import handover, signals, state, view
-from nono_ebpf.sandbox.init import Command, Init, cgroups_under
+from nono_ebpf.sandbox.init import Command, Init, Surroundings, cgroups_under
 from nono_ebpf.sandbox.proxy_process import ProxyProcess
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from nono_ebpf.sandbox.landlock import Domain
 
 # systemd hands these uids out to services for as long as they run (DynamicUser); so do we, one a sandbox.
 PROXY_UIDS = range(61184, 65520)
@@ -41,6 +43,7 @@ class Request:
 
     command: Command
     view: view.View
+    domain: Domain
     policy: bytes
     pinned: Mapping[str, list[str]]
     audit_fd: int | None
@@ -82,12 +85,15 @@ class _Supervisor:
         with Loader() as loader:
             self._proxy = ProxyProcess(self._groups.proxy)
             self._stack.callback(self._proxy.end)
-            init = Init.start(self._request.command, self._groups, self._request.view)
+            surroundings = Surroundings(self._request.view, self._request.domain)
+            init = Init.start(self._request.command, self._groups, surroundings)
             self._listeners = self._stack.enter_context(init.listeners())
             groups = {Side.SANDBOX: self._groups.sandbox.path, Side.PROXY: self._groups.proxy.path}
             self._maps = loader.attach(groups, self._sandbox.pins)
         self._stack.callback(self._maps.close)
         init.map_ids()
+        if self._request.verbose:
+            say(self._request.domain.describe())
         self._proxy.serve(self._plan(), self._fds())
         init.wait_ready()
         self._set_alive(alive=True)

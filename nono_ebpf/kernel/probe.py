@@ -34,13 +34,17 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One probe's answer. `enforces`: what a sandbox has of it. `remedy`: what to do about a no; empty for a yes."""
+    """One probe's answer. `enforces`: what a sandbox has of it. `remedy`: what to do about a no; empty for a yes.
+
+    `needed`: no sandbox starts without it; else one starts that lacks what it enforces.
+    """
 
     name: str
     state: State
     detail: str
     enforces: str
     remedy: str = ""
+    needed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

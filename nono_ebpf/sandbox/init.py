@@ -26,9 +26,12 @@ from nono_ebpf.sandbox import privileges, seccomp, signals, view
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from nono_ebpf.sandbox.landlock import Domain
+
 NOT_FOUND, NOT_EXECUTABLE, OUR_FAULT = 127, 126, 125
 _UNMAPPED, _MAPPED, _READY = b"unmapped", b"mapped", b"ready"
 _ALL_IDS = 2**32 - 1  # user_namespaces(7): the last id is no id
+_DNS_PORT = 53  # Landlock sees where a client wants to go, before the hooks bring it to our resolver
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,14 @@ class Command:
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     umask: int
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the command finds, and what its domain leaves open."""
+
+    view: view.View
+    domain: Domain
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +67,14 @@ class Init:
         self._channel = channel
 
     @classmethod
-    def start(cls, command: Command, groups: Groups, sandbox_view: view.View) -> Init:
+    def start(cls, command: Command, groups: Groups, surroundings: Surroundings) -> Init:
         """Fork it into a pid namespace of its own. It waits for `go()`."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         own_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         libc.unshare(libc.CLONE_NEWPID)
         pid = os.fork()
         if pid == 0:
-            _main(theirs, command, groups, sandbox_view)
+            _main(theirs, command, groups, surroundings)
         libc.setns(own_namespace, libc.CLONE_NEWPID)  # our next children are not the sandbox's
         os.close(own_namespace)
         theirs.close()
@@ -98,11 +109,11 @@ class Init:
         self._channel.close()
 
 
-def _main(channel: socket.socket, command: Command, groups: Groups, sandbox_view: view.View) -> NoReturn:
+def _main(channel: socket.socket, command: Command, groups: Groups, surroundings: Surroundings) -> NoReturn:
     status = OUR_FAULT
     try:
         channel = _only_fd(channel)
-        _build(channel, groups, sandbox_view)
+        _build(channel, groups, surroundings)
         channel.send(_READY)
         if added := channel.recv(65536):  # nothing: the supervisor could not finish the sandbox
             channel.close()
@@ -120,19 +131,21 @@ def _only_fd(channel: socket.socket) -> socket.socket:
     return socket.socket(fileno=fd)
 
 
-def _build(channel: socket.socket, groups: Groups, sandbox_view: view.View) -> None:
+def _build(channel: socket.socket, groups: Groups, surroundings: Surroundings) -> None:
     os.umask(0o022)  # of what is put into the view; the command gets its own
     groups.proxy.join()  # the origin hook looks at the group of the listener's maker
     libc.unshare(libc.CLONE_NEWNET)
     bring_up_loopback()
     with open_listeners() as listeners:
         socket.send_fds(channel, [b"listeners"], [sock.fileno() for sock in listeners.all])
+        domain = surroundings.domain.with_ports(listeners.proxy_port, _DNS_PORT)
     groups.sandbox.join()
-    view.enter(sandbox_view)
+    view.enter(surroundings.view)
     _leave_user_namespace(channel)
-    user = sandbox_view.user
+    user = surroundings.view.user
     privileges.become(user.uid, user.gid, user.groups)
-    seccomp.confine()
+    domain.enter()
+    seccomp.confine_command()
 
 
 def _leave_user_namespace(channel: socket.socket) -> None:

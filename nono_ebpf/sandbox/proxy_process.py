@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from nono_ebpf.kernel.cgroup import Cgroup
 
+PROGRAM = ("-m", "nono_ebpf.proxy")
 _STOP_TIMEOUT_S = 5.0
 
 
@@ -32,7 +33,7 @@ class ProxyProcess:
             signals.restore_defaults()
 
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-m", "nono_ebpf.proxy", str(theirs.fileno())],
+            [sys.executable, "-I", *PROGRAM, str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],

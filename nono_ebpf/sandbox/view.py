@@ -3,7 +3,8 @@
 A pathname socket is reached through the file system, whatever the network namespace: docker's would start a process
 outside, systemd-resolved's would ask the network. So /run is a fresh tmpfs with nothing of the host but a few known
 entries (a mask over a single socket falls off when its daemon restarts and makes the file anew), and whatever else
-listens on a path is masked one by one. mount_namespaces(7), unix(7).
+listens on a path is masked one by one. Terminals and message queues of the account are reached through the file system,
+too: the sandbox has its own. mount_namespaces(7), unix(7), pts(4), mq_overview(7).
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ CA_BUNDLES = (
 SOCKET_PLACES = ("/tmp", "/var/tmp")  # noqa: S108  # theirs
 SEARCHED_LEVELS, SEARCHED_MAX = 3, 50_000
 _READABLE = 0o644
+_CONSOLE = Path("/dev/console")
+# Linux's usual: the group of terminals is 5 (Debian, Fedora, Arch), and anybody may make one.
+_PTS_OPTIONS = "newinstance,ptmxmode=0666,mode=0620,gid=5"
 
 FileId = tuple[int, int]  # st_dev, st_ino
 
@@ -115,6 +119,7 @@ def enter(view: View) -> None:
     libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
     here = Path.cwd()
     kept = _handles([*(RUN / name for name in KEPT_IN_RUN), *view.allowed])
+    terminal = _own_terminal()
     _check_unchanged(view, kept)
     links = _links_of(RUN)
     resolv_conf = Path(os.path.realpath("/etc/resolv.conf"))
@@ -128,6 +133,7 @@ def enter(view: View) -> None:
             _bind_handle(handle, path)
         os.close(handle)
     _replace_files(view, resolv_conf)
+    _replace_devices(view.user, terminal)
     libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)
     # A working directory below /run is still the host's: find it by its name again.
     os.chdir(here if here.is_dir() else "/")
@@ -170,6 +176,34 @@ def _replace_socket_directories(user: User) -> list[Path]:
     for directory in there:
         _fresh(directory, f"mode=0700,uid={user.uid},gid={user.gid}")
     return there
+
+
+def _own_terminal() -> int | None:
+    """A handle of the terminal that the command's streams are on, opened in this mount namespace; None without one."""
+    for fd in filter(os.isatty, range(3)):
+        try:
+            return os.open(os.ttyname(fd), os.O_PATH | os.O_CLOEXEC)
+        except OSError:  # of another mount namespace, where it has a name that we do not know
+            continue
+    return None
+
+
+def _replace_devices(user: User, terminal: int | None) -> None:
+    """Other terminals of the account could be read and written, and message queues are of the IPC namespace they were
+    mounted in. The command's own terminal is found as the console, as in containers.
+    """
+    own = None if terminal is None else os.fstat(terminal)
+    for console in Path("/dev").glob("tty[0-9]*"):
+        found = console.stat()
+        if found.st_uid == user.uid and not (own and os.path.samestat(own, found)):
+            libc.mount("/dev/null", str(console), None, libc.MS_BIND)
+    if terminal is not None and _CONSOLE.exists():
+        libc.mount(f"/proc/self/fd/{terminal}", str(_CONSOLE), None, libc.MS_BIND)
+    flags = libc.MS_NOSUID | libc.MS_NOEXEC
+    if Path("/dev/pts").is_dir():
+        libc.mount("devpts", "/dev/pts", "devpts", flags, _PTS_OPTIONS)
+    if Path("/dev/mqueue").is_dir():
+        libc.mount("mqueue", "/dev/mqueue", "mqueue", flags | libc.MS_NODEV)
 
 
 def _mask(view: View) -> None:

@@ -20,10 +20,11 @@ def call(*arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedP
 @pytest.mark.root
 @pytest.mark.kernel
 def test_doctor_finds_everything_here() -> None:
-    """On a machine that runs these tests, every probe says yes."""
+    """On a machine that runs these tests, everything a sandbox needs says yes."""
     done = call("doctor", "--json")
     found = {finding["name"]: finding for finding in json.loads(done.stdout)}
-    assert {name: finding["state"] for name, finding in found.items()} == dict.fromkeys(found, "yes")
+    needed = {name: finding["state"] for name, finding in found.items() if finding["needed"]}
+    assert needed == dict.fromkeys(needed, "yes")
     assert {"cgroup v2", "bcc", "eBPF hooks", "namespaces", "seccomp", "a sandbox"} <= found.keys()
     assert done.returncode == 0
 
