@@ -30,7 +30,7 @@ class ConfigError(NonoError):
 
     def __init__(self, where: str, problem: str, *, hint: str = "") -> None:
         self.where, self.problem, self.hint = where, problem, hint
-        super().__init__(f"{where}: {problem}" + (f"; {hint}" if hint else ""))
+        super().__init__(_printable(f"{where}: {problem}" + (f"; {hint}" if hint else "")))
 
 
 class InvalidAuthority(NonoError):
@@ -47,6 +47,11 @@ class ClientProtocolError(NonoError):
     def __init__(self, problem: str, *, status: int = 400) -> None:
         self.problem, self.status = problem, status
         super().__init__(problem)
+
+
+def _printable(text: str) -> str:
+    """Of a profile somebody else wrote, a terminal's control characters and half characters shown as escapes."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 UpstreamPhase = Literal["resolve", "connect", "read", "write"]

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _ALLOW_KEYS = ("allow_domain", "proxy_allow", "allow_proxy")
 _KEYS = {"": Profile.__struct_fields__, "network": Network.__struct_fields__}
 # msgspec tells the place of an error in its text only: "Expected `str`, got `int` - at `$.network.x[0]`".
-_PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$\.?(?P<place>[^`]*)`)?", re.DOTALL)
+# A key in front of it may look the same: the last one counts.
+_PLACE = re.compile(r"(?P<problem>.*) - at `\$\.?(?P<place>[^`]*)`", re.DOTALL)
 _UNKNOWN_KEY = re.compile(r"Object contains unknown field `(?P<key>.*)`", re.DOTALL)
 
 
@@ -39,6 +40,8 @@ def load_profile(text: bytes, path: str) -> Profile:
         profile = msgspec.convert(document, Profile)
     except msgspec.ValidationError as error:
         raise _located(str(error), path) from error
+    except UnicodeEncodeError as error:
+        raise ConfigError(path, "a key has half of a surrogate pair", hint="write the character itself") from error
     _refuse_two_spellings(profile.network, path)
     return profile
 
@@ -95,7 +98,7 @@ def _json(text: bytes, path: str) -> object:
 
 def _located(message: str, path: str) -> ConfigError:
     match = _PLACE.fullmatch(message)
-    problem, place = (match["problem"], match["place"] or "") if match else (message, "")
+    problem, place = (match["problem"], match["place"]) if match else (message, "")
     if unknown := _UNKNOWN_KEY.fullmatch(problem):
         key = unknown["key"]
         where = f"{place}.{key}" if place else key
