@@ -26,6 +26,11 @@ _RUN_DESCRIPTION = """\
 Run CMD in a network sandbox: a cgroup whose connections eBPF hooks redirect, in a network namespace that holds
 nothing but loopback. Nothing is reachable but what a rule allows; without a rule, nothing is.
 """
+_WHY_DESCRIPTION = """\
+Judge HOST as a sandbox with these rules would, and say which rule decides and what would change that. It is the same
+function that judges connections; a name that the rules allow is looked up, so that its addresses are judged as well.
+Exit status: 0 allowed, 1 denied.
+"""
 _RULES = """\
 rules:
   A host is NAME, *.NAME (any depth below it, not itself), an address, or * for every host. Without a port it means
@@ -63,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"nono-ebpf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_run(commands)
+    _add_why(commands)
     doctor = commands.add_parser("doctor", help="try what a sandbox needs of this machine and say what is missing")
     doctor.add_argument("--json", action="store_true", help="for machines")
     commands.add_parser("demo", help="see it work: test hosts, real clients, what was let through and what was not")
@@ -71,16 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
-    run = commands.add_parser(
-        "run",
-        help="run a command in a sandbox",
-        description=_RUN_DESCRIPTION,
-        epilog=_RULES,
-        usage="nono-ebpf run [OPTION]... -- CMD [ARG]...",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    rules = run.add_argument_group("what it may reach")
+def _add_rules(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What `run` obeys and `why` explains."""
+    rules = parser.add_argument_group("what it may reach")
     rules.add_argument("--profile", "-p", metavar="FILE", help="a nono profile (JSON): its network rules")
     rules.add_argument(
         "--allow-domain",
@@ -103,6 +102,33 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
         default=[],
         help="NAME has this address, whatever DNS says (split DNS, a service on this host); may be repeated",
     )
+    return rules
+
+
+def _add_why(commands: argparse._SubParsersAction[_Parser]) -> None:
+    why = commands.add_parser(
+        "why",
+        help="explain what the rules say about a host",
+        description=_WHY_DESCRIPTION,
+        usage="nono-ebpf why --host HOST[:PORT] [OPTION]...",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    why.add_argument("--host", metavar="HOST[:PORT]", required=True, help="a name or an address, in any spelling")
+    why.add_argument("--port", type=int, metavar="PORT", help="where it would be connected to (default: 443)")
+    why.add_argument("--json", action="store_true", help="for machines")
+    _add_rules(why)
+
+
+def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
+    run = commands.add_parser(
+        "run",
+        help="run a command in a sandbox",
+        description=_RUN_DESCRIPTION,
+        epilog=_RULES,
+        usage="nono-ebpf run [OPTION]... -- CMD [ARG]...",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    rules = _add_rules(run)
     rules.add_argument(
         "--upstream-ca",
         metavar="FILE",
@@ -171,6 +197,10 @@ def _dispatch(options: argparse.Namespace, arguments: list[str]) -> int:
             from nono_ebpf import prepare
 
             return prepare.run(options, arguments)
+        case "why":
+            from nono_ebpf import why
+
+            return why.main(options)
         case "doctor":
             from nono_ebpf import doctor
 

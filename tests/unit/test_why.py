@@ -1,0 +1,82 @@
+"""`why` gives the verdict a connection would get, with its rule and its remedy."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from nono_ebpf.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def why(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    status = main(["why", "--json", *arguments])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_an_allowed_host_comes_with_its_rule_and_addresses(capsys: pytest.CaptureFixture[str]) -> None:
+    """The host in its canonical form, the rule as written."""
+    pin = ("--resolve", "a.example.com:203.0.113.9")
+    status, facts = why(capsys, "--host", "A.Example.COM.", "--allow-domain", "*.example.com", *pin)
+    assert status == 0
+    assert facts == {
+        "target": "a.example.com",
+        "port": 443,
+        "decision": "allow",
+        "rule": "*.example.com",
+        "rule_source": "--allow-domain",
+        "resolved_addresses": ["203.0.113.9"],
+    }
+
+
+def test_a_rule_of_a_profile_is_named_with_its_place(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The file and the JSON path: what decided can be found."""
+    profile = tmp_path / "agent.json"
+    profile.write_text('{"network": {"allow_domain": ["x.test"], "deny_domain": ["x.test:22"]}}')
+    status, facts = why(capsys, "--host", "x.test:22", "--profile", str(profile))
+    assert (status, facts["decision"]) == (1, "deny")
+    assert facts["rule_source"] == f"{profile}: network.deny_domain[0]"
+    assert "remedy" not in facts
+
+
+def test_a_denied_host_comes_with_the_option_that_would_allow_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a lookup: the name was never allowed."""
+    status, facts = why(capsys, "--host", "x.test", "--port", "8443")
+    assert (status, facts["remedy"]) == (1, "--allow-domain x.test:8443")
+
+
+def test_an_address_behind_a_name_is_judged_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    """A name may point anywhere."""
+    pin = ("--resolve", "x.test:169.254.169.254")
+    status, facts = why(capsys, "--host", "x.test", "--allow-domain", "x.test", *pin)
+    assert (status, facts["decision"]) == (1, "deny")
+    assert "169.254.169.254" in facts["reason"]
+
+
+def test_people_get_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """The answer first."""
+    assert main(["why", "--host", "x.test"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "x.test:443  denied"
+    assert lines[-1] == "  allow with  --allow-domain x.test"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--host", "0177.1"],
+        ["--host", "x.test:80", "--port", "443"],
+        ["--host", "x.test", "--port", "0"],
+        ["--host", "x.test", "--profile", "/nonexistent"],
+        ["--host", "x.test", "--allow-domain", "a b"],
+    ],
+)
+def test_a_question_without_a_meaning_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    """With exit status 2: neither allowed nor denied."""
+    assert main(["why", *arguments]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
