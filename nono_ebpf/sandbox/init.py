@@ -6,6 +6,7 @@ kills every process of the pid namespace. pid_namespaces(7).
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
-from nono_ebpf.errors import NonoError, SandboxError
+from nono_ebpf.errors import KernelError, NonoError, SandboxError
 from nono_ebpf.kernel import libc
 from nono_ebpf.kernel.cgroup import Cgroup
 from nono_ebpf.kernel.netns import Listeners, bring_up_loopback, open_listeners
@@ -152,7 +153,12 @@ def _leave_user_namespace(channel: socket.socket) -> None:
     """Same ids, another owner: no process outside, be it of the same account, can be traced, or robbed of its sockets
     through a pidfd, and no namespace outside can be entered. Keys of the caller stay outside as well.
     """
-    libc.unshare(libc.CLONE_NEWUSER)
+    try:
+        libc.unshare(libc.CLONE_NEWUSER)
+    except KernelError as error:
+        if error.errno != errno.ENOSPC:  # user_namespaces(7)
+            raise
+        raise SandboxError("no user namespace can be made; raise the sysctl user.max_user_namespaces") from error
     channel.send(_UNMAPPED)
     if channel.recv(16) != _MAPPED:
         raise SandboxError("the supervisor ended while the sandbox started")

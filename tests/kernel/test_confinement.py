@@ -83,6 +83,22 @@ def test_what_was_asked_for_is_not_left_out(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+_WITHOUT_USER_NAMESPACES = """
+import errno, os, seccomp, sys
+full = seccomp.SyscallFilter(seccomp.ALLOW)
+full.add_rule(seccomp.ERRNO(errno.ENOSPC), "unshare", seccomp.Arg(0, seccomp.EQ, 0x10000000))
+full.load()
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_machine_without_user_namespaces_is_told_so() -> None:
+    """user.max_user_namespaces of zero reads as "no space left" otherwise."""
+    done = finish([sys.executable, "-I", "-c", _WITHOUT_USER_NAMESPACES, *RUN, "--", "echo", "started"])
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (125, "", 1)
+    assert "user.max_user_namespaces" in done.stderr
+
+
 # --- the command
 
 _PORTS = """
