@@ -11,30 +11,44 @@ RUN_PACKAGES := python3-bpfcc python3-seccomp linux-libc-dev python3-venv sudo c
 TEST_PACKAGES := wget git redis-server redis-tools postgresql postgresql-client default-jdk-headless \
 	gcc libc6-dev iproute2 util-linux tcpdump strace
 
-.PHONY: setup setup-test demo test check bench clean
+# Where only root writes: what root executes must not be the sandboxed account's to change.
+PREFIX ?= /opt/nono-ebpf
+# Of the distribution's Python packages a venv sees these two, and nothing else.
+define link-bindings
+	@site="$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+	$(2) ln -sfn "$$($(PYTHON) -c 'import bcc, os; print(os.path.dirname(bcc.__file__))')" "$$site/bcc"; \
+	$(2) ln -sfn "$$($(PYTHON) -c 'import seccomp; print(seccomp.__file__)')" "$$site/"
+endef
+define install-packages
+	@for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'install ok' || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+		echo "installing$$missing"; \
+		$(SUDO) apt-get -q update && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $$missing; fi
+endef
+
+.PHONY: setup setup-test install demo test check bench fuzz clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml Makefile
-	@for p in $(RUN_PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'install ok' || missing="$$missing $$p"; done; \
-	if [ -n "$$missing" ]; then \
-		echo "installing$$missing"; \
-		$(SUDO) apt-get -q update && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $$missing; fi
+	$(call install-packages,$(RUN_PACKAGES))
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip -q --disable-pip-version-check install -e '.[test]'
-	@# Of the distribution's Python packages the venv sees these two, and nothing else.
-	@site="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
-	ln -sfn "$$($(PYTHON) -c 'import bcc, os; print(os.path.dirname(bcc.__file__))')" "$$site/bcc"; \
-	ln -sfn "$$($(PYTHON) -c 'import seccomp; print(seccomp.__file__)')" "$$site/"
+	@# compat: one absolute entry on sys.path. The default way leaves a relative one, which root would import from.
+	$(BIN)/pip -q --disable-pip-version-check install --config-settings editable_mode=compat -e '.[test]'
+	$(call link-bindings,$(VENV))
 	@touch $@
 	@echo "ready: $(BIN)/nono-ebpf"
 
 setup-test: setup
-	@for p in $(TEST_PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'install ok' || missing="$$missing $$p"; done; \
-	command -v node >/dev/null || missing="$$missing nodejs npm"; \
-	if [ -n "$$missing" ]; then \
-		echo "installing$$missing"; \
-		$(SUDO) apt-get -q update && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $$missing; fi
+	$(call install-packages,$(TEST_PACKAGES) $(shell command -v node >/dev/null || echo nodejs npm))
+
+install:
+	$(call install-packages,$(RUN_PACKAGES))
+	$(SUDO) $(PYTHON) -m venv --clear $(PREFIX)
+	$(SUDO) $(PREFIX)/bin/pip -q --disable-pip-version-check install .
+	$(call link-bindings,$(PREFIX),$(SUDO))
+	$(SUDO) ln -sfn $(PREFIX)/bin/nono-ebpf /usr/local/bin/nono-ebpf
+	@echo "installed: /usr/local/bin/nono-ebpf"
 
 demo: setup
 	@$(SUDO) $(BIN)/nono-ebpf demo
@@ -50,5 +64,19 @@ check: setup
 bench: setup-test
 	$(SUDO) $(BIN)/python tests/bench.py $(ARGS)
 
+# Coverage-guided, without root: `make fuzz TARGET=client_hello SECONDS=600`; without TARGET each in turn.
+fuzz: SECONDS ?= 60
+fuzz: setup
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip -q --disable-pip-version-check install --config-settings editable_mode=compat -e '.[fuzz]'
+	nice -n 19 $(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(TARGET)
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The tests on other kernels, in guests that are emulated: vagrant/README.md. KERNEL=6.1 names one, otherwise two run.
+.PHONY: vm-test vagrant-test
+vm-test: setup
+	$(SUDO) $(PYTHON) vagrant/lab.py direct --kernel $(KERNEL) --args='$(ARGS)'
+
+vagrant-test: setup
+	$(SUDO) $(PYTHON) vagrant/lab.py vagrant --kernel $(KERNEL) --args='$(ARGS)'

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import importlib.util
 import os
 import socket
 import stat
-from contextlib import contextmanager
+import sys
+from contextlib import nullcontext
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +17,8 @@ from typing import TYPE_CHECKING
 from nono_ebpf import run as supervisor
 from nono_ebpf.authority import canonical_host
 from nono_ebpf.config import load
-from nono_ebpf.errors import ConfigError, InvalidAuthority
-from nono_ebpf.kernel import cgroup, loader
+from nono_ebpf.errors import ConfigError, InvalidAuthority, KernelError
+from nono_ebpf.kernel import cgroup, libc, loader, mounts
 from nono_ebpf.sandbox import sudo, view
 from nono_ebpf.sandbox.init import Command
 from nono_ebpf.sandbox.landlock import Domain
@@ -23,11 +26,14 @@ from nono_ebpf.sandbox.user import User, find_user
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from nono_ebpf.policy.rules import Policy
 
-_SUDO_VARIABLES = ("SUDO_COMMAND", "SUDO_USER", "SUDO_UID", "SUDO_GID", "SUDO_HOME")
+_HARMLESS_DEVICES = frozenset(os.makedev(1, minor) for minor in (3, 5, 7, 8, 9))  # null, zero, full, random, urandom
+_PTY_MASTER = os.makedev(5, 2)  # pts(4): what is written to it is typed at the terminal
+_NAMESPACES = ("net", "mnt", "pid", "user", "uts", "ipc", "cgroup", "time")  # nsfs: `net:[4026531840]`
+_KERNEL_FILES = frozenset(("proc", "sysfs", "cgroup", "cgroup2", "bpf", "debugfs", "tracefs", "pidfd", *_NAMESPACES))
 
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -40,6 +46,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     _check_streams()
     user = find_user(options.user)
     policy = _policy(options, user)
+    _check_program(user)
     found = _view(options, user)
     request = supervisor.Request(
         command=Command(argv, *_surroundings(options, user)),
@@ -85,6 +92,27 @@ def _check_machine() -> None:
         )
 
 
+def _check_program(user: User) -> None:
+    """What root executes must not be the account's to change: a sandboxed command would rewrite it for the next run."""
+    package = Path(__file__).resolve().parent
+    programs = [package, *package.rglob("*"), Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable)]
+    places = {place for path in programs for end in (path, path.resolve()) for place in (end, *end.parents)}
+    with user.rights():
+        changeable = [place for place in places if _may_change(user, place)]
+    if changeable:
+        problem = f"{user.name} may change {min(changeable)}, which root executes"
+        raise ConfigError("nono-ebpf", problem, hint="install it where only root writes: `sudo make install`")
+
+
+def _may_change(user: User, place: Path) -> bool:
+    found = place.lstat()
+    if found.st_uid == user.uid:
+        return True
+    if stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX:  # of what is in a sticky directory, only the own
+        return False
+    return os.access(place, os.W_OK, effective_ids=True)
+
+
 def _check_streams() -> None:
     """A socket of the host's network namespace could be connected elsewhere, and leads past every hook."""
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
@@ -94,8 +122,32 @@ def _check_streams() -> None:
             raise ConfigError(name, "is closed", hint="give it /dev/null") from None
         if stat.S_ISDIR(mode):
             raise ConfigError(name, "is a directory")
+        if not _is_stream(fd, mode):
+            raise ConfigError(name, "is no file, pipe or terminal", hint="put a pipe between: `cat | …`")
         if stat.S_ISSOCK(mode) and not _is_connected_unix(fd):
             raise ConfigError(name, "is a network socket, a way past the sandbox", hint="put a pipe between: `cat | …`")
+
+
+def _is_stream(fd: int, mode: int) -> bool:
+    """What a shell redirects to: no handle of something in the kernel, which may do more than be read and written."""
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
+        return False
+    if stat.S_ISCHR(mode):
+        device = os.fstat(fd).st_rdev
+        return device in _HARMLESS_DEVICES or (os.isatty(fd) and device != _PTY_MASTER)
+    if stat.S_ISREG(mode):
+        return _kind_of_file_system(fd) not in _KERNEL_FILES
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def _kind_of_file_system(fd: int) -> str:
+    """As the mount table has it; of a file that is on no mount, such as a memfd, what its link says."""
+    target = str(Path(f"/proc/self/fd/{fd}").readlink())
+    if not target.startswith("/"):
+        return target.partition(":")[0]
+    device = os.fstat(fd).st_dev
+    name = f"{os.major(device)}:{os.minor(device)}"
+    return next((mount.kind for mount in mounts.read() if mount.device == name), "")
 
 
 def _is_connected_unix(fd: int) -> bool:
@@ -108,27 +160,9 @@ def _is_connected_unix(fd: int) -> bool:
         return stream.family == socket.AF_UNIX and stream.type == socket.SOCK_STREAM
 
 
-@contextmanager
-def _rights_of(user: User, *, wanted: bool) -> Iterator[None]:
-    """The file system is asked as `user`: sudo's rights are for the sandbox, not for reading other people's files."""
-    if not wanted:
-        yield
-        return
-    groups = os.getgroups()
-    os.setgroups(user.groups)
-    os.setegid(user.gid)
-    os.seteuid(user.uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(groups)
-
-
 def _read(option: str, path: str, user: User) -> bytes:
     try:
-        with _rights_of(user, wanted=sudo.invoking_uid() != 0):
+        with user.rights() if sudo.invoking_uid() else nullcontext():
             return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(option, f"{path}: {error.strerror}") from error
@@ -165,7 +199,7 @@ def _surroundings(options: argparse.Namespace, user: User) -> tuple[dict[str, st
         return found.environment, found.umask
     umask = os.umask(0)
     os.umask(umask)
-    kept = {name: value for name, value in os.environ.items() if name not in _SUDO_VARIABLES}
+    kept = {name: value for name, value in os.environ.items() if name not in sudo.VARIABLES}
     return kept | {"HOME": user.home, "USER": user.name, "LOGNAME": user.name}, umask
 
 
@@ -187,7 +221,7 @@ def _domain(options: argparse.Namespace, policy: Policy, found: view.View) -> Do
 
 def _allowed_sockets(paths: Sequence[str], user: User) -> dict[Path, view.FileId]:
     """`--allow-socket`: each a unix socket that the account itself may connect to."""
-    with _rights_of(user, wanted=True):
+    with user.rights():
         return {Path(os.path.realpath(path)): _socket_id(path) for path in paths}
 
 
@@ -229,17 +263,22 @@ def open_audit_log(path: str, user: User) -> int:
     """An O_APPEND fd, mode 0600. Opened with the user's rights where they suffice: a link planted by the sandboxed
     account must not lead root's pen elsewhere. Otherwise, for root's own command, as root and through no link.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe nobody reads: ENXIO
     try:
         try:
-            with _rights_of(user, wanted=True):
-                return os.open(path, flags, 0o600)
+            with user.rights():
+                opened = os.open(path, flags, 0o600)
         except PermissionError:
             if sudo.invoking_uid():
                 raise
-            return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+            opened = libc.open_without_links(path, flags, 0o600)
+        os.set_blocking(opened, True)
     except OSError as error:
         raise ConfigError("--audit-log", f"{path}: {error.strerror}") from error
+    except KernelError as error:
+        hint = "as root, no symbolic link is followed" if error.errno == errno.ELOOP else ""
+        raise ConfigError("--audit-log", str(error), hint=hint) from error
+    return opened
 
 
 def _show(request: supervisor.Request, policy: Policy) -> int:

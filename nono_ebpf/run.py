@@ -63,7 +63,8 @@ def run(request: Request) -> int:
         NonoError: the sandbox could not be built; the command has not run.
     """
     signals.block()
-    state.remove_stale()
+    for problem in state.remove_stale():
+        say(f"warning: what a crash left cannot be removed yet: {problem}")
     bpffs.ensure()
     sandbox = state.create()
     with ExitStack() as stack:

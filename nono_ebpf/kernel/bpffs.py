@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nono_ebpf.kernel import libc
-from nono_ebpf.kernel.cgroup import MOUNTINFO
+from nono_ebpf.kernel import libc, mounts
 
 MOUNT_POINT = Path("/sys/fs/bpf")
 PINS = MOUNT_POINT / "nono-ebpf"
@@ -13,11 +12,7 @@ PINS = MOUNT_POINT / "nono-ebpf"
 
 def is_mounted() -> bool:
     """Whether the top mount on /sys/fs/bpf is a BPF file system."""
-    kinds = [
-        line.partition(" - ")[2].split(" ", 1)[0]
-        for line in MOUNTINFO.read_text().splitlines()
-        if line.split(" ")[4] == str(MOUNT_POINT)
-    ]
+    kinds = [mount.kind for mount in mounts.read() if mount.place == MOUNT_POINT]
     return bool(kinds) and kinds[-1] == "bpf"
 
 

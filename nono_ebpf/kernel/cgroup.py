@@ -6,11 +6,13 @@ import errno
 import os
 import select
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nono_ebpf.errors import KernelError, NotSupported
+from nono_ebpf.kernel import mounts
 
-MOUNTINFO = Path("/proc/self/mountinfo")
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def hierarchy() -> Path:
@@ -19,10 +21,9 @@ def hierarchy() -> Path:
     Raises:
         NotSupported: only cgroup v1 is mounted, which has no place to attach to.
     """
-    for line in MOUNTINFO.read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        if after.split(" ", 1)[0] == "cgroup2":
-            return Path(before.split(" ")[4].encode().decode("unicode_escape"))
+    for mount in mounts.read():
+        if mount.kind == "cgroup2":
+            return mount.place
     raise NotSupported(
         "no cgroup v2 hierarchy is mounted", errno.ENOENT, hint="boot with systemd.unified_cgroup_hierarchy=1"
     )

@@ -20,7 +20,7 @@ CLONE_NEWUSER = 0x1000_0000
 CLONE_NEWPID = 0x2000_0000
 CLONE_NEWNET = 0x4000_0000
 
-MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 1 << 18
 
 PR_SET_PDEATHSIG = 1
@@ -37,6 +37,9 @@ BPF_LINK_CREATE = 28
 
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}
+_SYS_OPENAT2 = 437  # on every architecture
+_MNT_DETACH = 2
+_AT_FDCWD, _RESOLVE_NO_SYMLINKS = -100, 0x04
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 _CAPABILITY_VERSION_3 = 0x2008_0522
@@ -72,6 +75,26 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, data: s
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
     result = _libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3])
     _check(f"mount on {target}", result)
+
+
+def unmount(target: str) -> None:
+    """umount2(2) with MNT_DETACH: with what is mounted below."""
+    _check(f"unmount {target}", _libc.umount2(os.fsencode(target), _MNT_DETACH))
+
+
+class _OpenHow(ctypes.Structure):
+    """struct open_how."""
+
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("flags", "mode", "resolve"))
+
+
+def open_without_links(path: str, flags: int, mode: int) -> int:
+    """openat2(2) with RESOLVE_NO_SYMLINKS (Linux 5.6): ELOOP for a symbolic link anywhere in `path`. The fd is the
+    caller's.
+    """
+    how = _OpenHow(flags, mode, _RESOLVE_NO_SYMLINKS)
+    arguments = (ctypes.c_char_p(os.fsencode(path)), ctypes.byref(how), ctypes.sizeof(how))
+    return _check(f"open {path}", _libc.syscall(ctypes.c_long(_SYS_OPENAT2), _AT_FDCWD, *arguments))
 
 
 def prctl(option: int, *arguments: int) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nono_ebpf.sandbox.landlock import Domain
 
 NOT_FOUND, NOT_EXECUTABLE, OUR_FAULT = 127, 126, 125
+_FDS_END = 2**31 - 1
 _UNMAPPED, _MAPPED, _READY = b"unmapped", b"mapped", b"ready"
 _ALL_IDS = 2**32 - 1  # user_namespaces(7): the last id is no id
 _DNS_PORT = 53  # Landlock sees where a client wants to go, before the hooks bring it to our resolver
@@ -128,7 +129,7 @@ def _main(channel: socket.socket, command: Command, groups: Groups, surroundings
 def _only_fd(channel: socket.socket) -> socket.socket:
     """Keep the standard streams and the channel: the supervisor's lifeline to the proxy must not live on here."""
     fd = os.dup2(channel.detach(), 3, inheritable=False)
-    os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    os.closerange(4, _FDS_END)  # not up to the limit: it may have been lowered since
     return socket.socket(fileno=fd)
 
 
@@ -145,8 +146,18 @@ def _build(channel: socket.socket, groups: Groups, surroundings: Surroundings) -
     _leave_user_namespace(channel)
     user = surroundings.view.user
     privileges.become(user.uid, user.gid, user.groups)
+    view.leave_covered_directory()
+    _leave_no_core_to_helpers()
     domain.enter()
     seccomp.confine_command()
+
+
+def _leave_no_core_to_helpers() -> None:
+    """A crash would start the host's helper, as root and outside, on memory that the command has filled. A limit of one
+    byte keeps a pipe from being started, zero does not: core(5). Where cores are files, the caller's limit stays.
+    """
+    if Path("/proc/sys/kernel/core_pattern").read_bytes().startswith(b"|"):
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def _leave_user_namespace(channel: socket.socket) -> None:

@@ -27,6 +27,7 @@ class ProxyProcess:
 
     def __init__(self, group: Cgroup) -> None:
         self._lifeline, theirs = socket.socketpair()
+        stderr = _to_write_only()
 
         def enter() -> None:
             group.join()
@@ -36,12 +37,15 @@ class ProxyProcess:
             [sys.executable, "-I", *PROGRAM, str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=stderr,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
             preexec_fn=enter,  # no threads here
             env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
         )
         theirs.close()
+        if stderr is not None:
+            os.close(stderr)
 
     @property
     def pid(self) -> int:
@@ -75,3 +79,10 @@ class ProxyProcess:
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
+
+
+def _to_write_only() -> int | None:
+    """Our stderr for somebody who is not to read what is typed there; None: it is no terminal, and is passed on."""
+    if not os.isatty(2):
+        return None
+    return os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)

@@ -19,6 +19,7 @@ import seccomp
 from nono_ebpf.kernel import libc
 
 _FAMILIES = frozenset((socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK))
+_PAIRED = frozenset((socket.AF_UNIX,))
 _ROUTE = 0  # NETLINK_ROUTE: getifaddrs(3) and getaddrinfo(3) ask it
 _LOW_HALF = 0xFFFF_FFFF
 _SOCK_TYPE_MASK = 0xF  # include/linux/net.h
@@ -44,10 +45,10 @@ _PROXYS_OWN = (
     *("fstat", "newfstatat", "statx", "getpid", "gettid", "getuid", "geteuid", "getgid", "getegid", "uname"),
     *("exit", "exit_group"),
 )
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+_MORE_THAN_READING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_PATH
 _FD_CONTROLS = (
-    *(fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL, fcntl.F_SETFL, fcntl.F_DUPFD_CLOEXEC),
-    *(fcntl.F_GETPIPE_SZ, fcntl.F_SETPIPE_SZ),
+    # Without F_SETFL: the audit log stays in append mode.
+    *(fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETPIPE_SZ, fcntl.F_SETPIPE_SZ),
 )
 
 
@@ -59,7 +60,7 @@ def confine_command() -> None:
         filtered.add_rule(seccomp.ERRNO(errno.ENOSYS), call)
     for call in _REFUSED_TO_THE_COMMAND:
         filtered.add_rule(seccomp.ERRNO(errno.EPERM), call)
-    for request in (termios.TIOCSTI, _TIOCLINUX):
+    for request in (termios.TIOCSTI, _TIOCLINUX, termios.TIOCSETD):
         filtered.add_rule(seccomp.ERRNO(errno.EPERM), "ioctl", _word(1, request))
     filtered.load()
 
@@ -77,7 +78,9 @@ def confine_proxy() -> None:
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             same_kind = seccomp.Arg(1, seccomp.MASKED_EQ, _SOCK_TYPE_MASK, kind)
             filtered.add_rule(seccomp.ALLOW, "socket", _word(0, family), same_kind, _word(2, 0))
-    filtered.add_rule(seccomp.ALLOW, "socketpair", _word(0, socket.AF_UNIX))  # a loop wakes itself with one
+    # A loop wakes itself with one. One of datagrams could be turned to any path.
+    stream = seccomp.Arg(1, seccomp.MASKED_EQ, _SOCK_TYPE_MASK, socket.SOCK_STREAM)
+    filtered.add_rule(seccomp.ALLOW, "socketpair", _word(0, socket.AF_UNIX), stream)
     filtered.add_rule(seccomp.ALLOW, "bpf", _word(0, libc.BPF_MAP_LOOKUP_ELEM))
     for call in ("mmap", "mprotect"):  # no new code
         filtered.add_rule(seccomp.ALLOW, call, seccomp.Arg(2, seccomp.MASKED_EQ, mmap.PROT_EXEC, 0))
@@ -88,7 +91,7 @@ def confine_proxy() -> None:
     # where no filter can look; glibc takes clone(2) instead.
     filtered.add_rule(seccomp.ALLOW, "clone", seccomp.Arg(0, seccomp.MASKED_EQ, _THREAD | _NAMESPACES, _THREAD))
     filtered.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
-    filtered.add_rule(seccomp.ALLOW, "openat", seccomp.Arg(2, seccomp.MASKED_EQ, _WRITING, os.O_RDONLY))
+    filtered.add_rule(seccomp.ALLOW, "openat", seccomp.Arg(2, seccomp.MASKED_EQ, _MORE_THAN_READING, os.O_RDONLY))
     filtered.load()
 
 
@@ -100,11 +103,12 @@ def _word(argument: int, value: int) -> seccomp.Arg:
 def _refuse_families(filtered: seccomp.SyscallFilter) -> None:
     """AF_PACKET, AF_VSOCK, AF_ALG and their like, and every netlink but the routing one."""
     unsupported = seccomp.ERRNO(errno.EAFNOSUPPORT)
-    for family in range(max(_FAMILIES)):
-        if family not in _FAMILIES:
-            filtered.add_rule(unsupported, "socket", seccomp.Arg(0, seccomp.EQ, family))
-    # This one also has every value with a bit of its upper half set.
-    filtered.add_rule(unsupported, "socket", seccomp.Arg(0, seccomp.GT, max(_FAMILIES)))
+    for call, families in (("socket", _FAMILIES), ("socketpair", _PAIRED)):
+        for family in range(max(families)):
+            if family not in families:
+                filtered.add_rule(unsupported, call, seccomp.Arg(0, seccomp.EQ, family))
+        # This one also has every value with a bit of its upper half set.
+        filtered.add_rule(unsupported, call, seccomp.Arg(0, seccomp.GT, max(families)))
     netlink = seccomp.Arg(0, seccomp.EQ, socket.AF_NETLINK)
     other = seccomp.ERRNO(errno.EPROTONOSUPPORT)
     filtered.add_rule(other, "socket", netlink, seccomp.Arg(2, seccomp.NE, _ROUTE))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nono_ebpf.errors import SandboxError
+from nono_ebpf.errors import KernelError, SandboxError
 from nono_ebpf.kernel import bpffs, cgroup
 from nono_ebpf.kernel.cgroup import Cgroup
 from nono_ebpf.kernel.loader import remove_pins
@@ -68,7 +68,8 @@ class Sandbox:
 @contextmanager
 def _registry() -> Iterator[None]:
     """Held while a sandbox appears or is judged stale, so that nobody mistakes one half made for one left behind."""
-    STATE.mkdir(mode=0o755, exist_ok=True)
+    STATE.mkdir(mode=0o700, exist_ok=True)
+    STATE.chmod(0o700)  # whoever may open it may lock it
     fd = os.open(STATE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _wait_for_lock(fd)
@@ -112,12 +113,20 @@ def _lock(directory: Path) -> int:
 
 
 def remove_stale() -> list[str]:
-    """Clean up after supervisors that are gone; the names of what was removed."""
+    """Clean up after supervisors that are gone. What cannot be is left as it is, its connections refused: why, by name.
+
+    A process in the kernel's hands (a file system that does not answer) ends when it is let go of, not before.
+    """
     with _registry():
         stale = [sandbox for name in _names() if (sandbox := _abandoned(STATE / name))]
+    left = []
     for sandbox in stale:
-        sandbox.remove()
-    return [sandbox.id for sandbox in stale]
+        try:
+            sandbox.remove()
+        except KernelError as error:
+            os.close(sandbox.lock)
+            left.append(f"{sandbox.id}: {error}")
+    return left
 
 
 def _names() -> list[str]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FLAG = "--from-sudo"
+# What sudo(8) tells about its caller, and a command that root starts for itself is not to find.
+VARIABLES = frozenset(("SUDO_COMMAND", "SUDO_USER", "SUDO_UID", "SUDO_GID", "SUDO_HOME"))
 
 
 @dataclass(frozen=True, slots=True)

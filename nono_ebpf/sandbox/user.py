@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import pwd
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nono_ebpf.errors import ConfigError
 from nono_ebpf.sandbox import sudo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NOBODY = 65534  # the kernel's overflow uid, an account everywhere
 _WAY_OUT = "name the account to run it as with --user NAME, or start nono-ebpf as an ordinary user (it uses sudo)"
@@ -22,6 +27,20 @@ class User:
     gid: int
     groups: tuple[int, ...]
     home: str
+
+    @contextmanager
+    def rights(self) -> Iterator[None]:
+        """The file system is asked as this account; for root, which has its own rights back afterwards."""
+        groups = os.getgroups()
+        os.setgroups(self.groups)
+        os.setegid(self.gid)
+        os.seteuid(self.uid)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+            os.setgroups(groups)
 
 
 def find_user(name: str | None) -> User:

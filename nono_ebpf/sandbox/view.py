@@ -9,14 +9,16 @@ too: the sandbox has its own. mount_namespaces(7), unix(7), pts(4), mq_overview(
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nono_ebpf.errors import SandboxError
-from nono_ebpf.kernel import libc
+from nono_ebpf.errors import KernelError, SandboxError
+from nono_ebpf.kernel import libc, mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +30,8 @@ OWN_DIRECTORY = RUN / "nono-ebpf"
 # Directories of /run that hold no daemon's socket, and without which a NixOS or a desktop is not itself.
 KEPT_IN_RUN = ("wrappers", "media", "mount", "opengl-driver", "nixos", "shm")
 # Where programs put sockets under names we cannot know before they do.
-SOCKET_DIRECTORIES = ("/tmp/tmux-{uid}", "/tmp/.X11-unix", "/tmp/.ICE-unix", "/tmp/screen-{uid}")  # noqa: S108  # theirs
+SOCKET_DIRECTORIES = ("/tmp/tmux-{uid}", "/tmp/screen-{uid}")  # noqa: S108  # theirs
+SHARED_SOCKET_DIRECTORIES = ("/tmp/.X11-unix", "/tmp/.ICE-unix")  # noqa: S108  # theirs
 CA_BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Arch, Gentoo, NixOS
     "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
@@ -39,6 +42,7 @@ CA_BUNDLES = (
 SOCKET_PLACES = ("/tmp", "/var/tmp")  # noqa: S108  # theirs
 SEARCHED_LEVELS, SEARCHED_MAX = 3, 50_000
 _READABLE = 0o644
+_CGROUP_FLAGS = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
 _CONSOLE = Path("/dev/console")
 # Linux's usual: the group of terminals is 5 (Debian, Fedora, Arch), and anybody may make one.
 _PTS_OPTIONS = "newinstance,ptmxmode=0666,mode=0620,gid=5"
@@ -113,11 +117,24 @@ def resolv_conf_for_sandbox(resolv_conf: str) -> bytes:
     return ("\n".join(["nameserver 127.0.0.1", *kept]) + "\n").encode()
 
 
+def leave_covered_directory() -> None:
+    """A working directory that the view covers is still the host's: find it by its name again, or take the root.
+
+    To be called with the command's own rights: who owns a directory above it may change what the name means.
+    """
+    here = Path.cwd()
+    try:
+        if not here.samefile("."):
+            os.chdir(here)
+    except OSError:
+        os.chdir("/")
+
+
 def enter(view: View) -> None:
     """Leave the host's mount, IPC and cgroup namespaces and put the view in place. Needs root; call as pid 1."""
     libc.unshare(libc.CLONE_NEWNS | libc.CLONE_NEWIPC | libc.CLONE_NEWCGROUP)
     libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
-    here = Path.cwd()
+    aliases = _aliases(view)
     kept = _handles([*(RUN / name for name in KEPT_IN_RUN), *view.allowed])
     terminal = _own_terminal()
     _check_unchanged(view, kept)
@@ -125,18 +142,20 @@ def enter(view: View) -> None:
     resolv_conf = Path(os.path.realpath("/etc/resolv.conf"))
     _fresh(RUN, "mode=0755")
     _fill_run(view, links)
-    ours = (RUN, *_replace_socket_directories(view.user))
-    _mask(view)
+    OWN_DIRECTORY.mkdir()
+    for directory, fd in _socket_directories(view.user).items():
+        stay = {path.relative_to(directory): kept[path] for path in kept if path.is_relative_to(directory)}
+        _replace_socket_directory(fd, view.user, stay)
+        os.close(fd)
+    _mask(view, aliases)
     for path, handle in kept.items():
-        # Nobody else's hands are in a tmpfs of ours. Elsewhere nothing was taken away, and nothing is made.
-        if any(path.is_relative_to(place) for place in ours):
+        if path.is_relative_to(RUN):  # elsewhere nothing was taken away, and nothing is made
             _bind_handle(handle, path)
         os.close(handle)
     _replace_files(view, resolv_conf)
     _replace_devices(view.user, terminal)
+    _replace_cgroups()
     libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)
-    # A working directory below /run is still the host's: find it by its name again.
-    os.chdir(here if here.is_dir() else "/")
 
 
 def _handles(paths: Iterable[Path]) -> dict[Path, int]:
@@ -170,12 +189,55 @@ def _fill_run(view: View, links: dict[str, str]) -> None:
     os.chown(runtime, view.user.uid, view.user.gid)
 
 
-def _replace_socket_directories(user: User) -> list[Path]:
-    named = [Path(template.format(uid=user.uid)) for template in SOCKET_DIRECTORIES]
-    there = [directory for directory in named if directory.is_dir() and not directory.is_symlink()]
-    for directory in there:
-        _fresh(directory, f"mode=0700,uid={user.uid},gid={user.gid}")
-    return there
+def _socket_directories(user: User) -> dict[Path, int]:
+    """Handles of them. Where they are missing they are made: who listens there first may do so while the sandbox runs.
+
+    Their names are the account's to change, so nothing is looked up by them again.
+    """
+    own = [Path(template.format(uid=user.uid)) for template in SOCKET_DIRECTORIES]
+    shared = [Path(directory) for directory in SHARED_SOCKET_DIRECTORIES]
+    with user.rights():
+        _make(own, 0o700)
+    _make(shared, 0o1777)
+    handles = {}
+    for directory in (*own, *shared):
+        with suppress(OSError):  # something else than a directory, which its daemon would not take
+            handles[directory] = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    return handles
+
+
+def _replace_socket_directory(fd: int, user: User, kept: Mapping[Path, int]) -> None:
+    """Filled where nobody else's hands are, then put over the directory."""
+    made = OWN_DIRECTORY / "sockets"
+    made.mkdir()
+    _fresh(made, f"mode=0700,uid={user.uid},gid={user.gid}")
+    for path, handle in kept.items():
+        _bind_handle(handle, made / path)
+    libc.mount(str(made), f"/proc/self/fd/{fd}", None, libc.MS_BIND | libc.MS_REC)
+    libc.unmount(str(made))
+    made.rmdir()
+
+
+def _make(directories: Iterable[Path], mode: int) -> None:
+    umask = os.umask(0)
+    for directory in directories:
+        with suppress(OSError):  # it is there, or is something else, which its daemon would not take
+            directory.mkdir(mode=mode)
+    os.umask(umask)
+
+
+def _replace_cgroups() -> None:
+    """The host's hierarchies have groups of the account's (systemd's for its sessions, containers'), in which it could
+    stop and kill. In their place: its own group for version 2, and for version 1 nothing that can be written.
+    """
+    hierarchies = [mount for mount in mounts.read() if mount.kind in {"cgroup", "cgroup2"}]
+    own = OWN_DIRECTORY / "cgroup"  # by way of here: one file system is not mounted twice on one place
+    own.mkdir()
+    libc.mount("cgroup2", str(own), "cgroup2", _CGROUP_FLAGS)
+    places = {mount.place: own if mount.kind == "cgroup2" else mount.place for mount in hierarchies}
+    for place, source in (places | {own: own}).items():
+        libc.mount(str(source), str(place), None, libc.MS_BIND)
+        libc.mount(None, str(place), None, libc.MS_REMOUNT | libc.MS_BIND | libc.MS_RDONLY | _CGROUP_FLAGS)
 
 
 def _own_terminal() -> int | None:
@@ -190,7 +252,8 @@ def _own_terminal() -> int | None:
 
 def _replace_devices(user: User, terminal: int | None) -> None:
     """Other terminals of the account could be read and written, and message queues are of the IPC namespace they were
-    mounted in. The command's own terminal is found as the console, as in containers.
+    mounted in. A process that waits for its own answer as a file system (fuse) cannot be killed, nor with it the
+    sandbox. The command's own terminal is found as the console, as in containers.
     """
     own = None if terminal is None else os.fstat(terminal)
     for console in Path("/dev").glob("tty[0-9]*"):
@@ -200,16 +263,33 @@ def _replace_devices(user: User, terminal: int | None) -> None:
     if terminal is not None and _CONSOLE.exists():
         libc.mount(f"/proc/self/fd/{terminal}", str(_CONSOLE), None, libc.MS_BIND)
     flags = libc.MS_NOSUID | libc.MS_NOEXEC
+    if Path("/dev/fuse").exists():
+        libc.mount("/dev/null", "/dev/fuse", None, libc.MS_BIND)
     if Path("/dev/pts").is_dir():
         libc.mount("devpts", "/dev/pts", "devpts", flags, _PTS_OPTIONS)
     if Path("/dev/mqueue").is_dir():
         libc.mount("mqueue", "/dev/mqueue", "mqueue", flags | libc.MS_NODEV)
 
 
-def _mask(view: View) -> None:
+def _aliases(view: View) -> list[Path]:
+    """Where else the masked sockets and /run can be seen: in other mounts of their file systems."""
+    hidden = [path for path in view.sockets if path not in view.allowed and not path.is_relative_to(RUN)]
+    table = mounts.read()
+    found = {alias for path in (RUN, *hidden) for alias in mounts.aliases(table, path)}
+    return sorted(path for path in found if not path.is_relative_to(RUN))
+
+
+def _mask(view: View, aliases: Sequence[Path]) -> None:
     masked = [path for path in view.sockets if path not in view.allowed and path.is_socket()]
-    for path in (*masked, *(path for path in view.hidden if path.exists())):
-        libc.mount("/dev/null", str(path), None, libc.MS_BIND)
+    for path in (*masked, *view.hidden, *aliases):
+        try:
+            if path.is_dir():
+                _fresh(path, "mode=0755")
+            elif path.exists():
+                libc.mount("/dev/null", str(path), None, libc.MS_BIND)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:  # gone since
+                raise
 
 
 def _bind_handle(handle: int, path: Path) -> None:
@@ -223,7 +303,6 @@ def _bind_handle(handle: int, path: Path) -> None:
 
 
 def _replace_files(view: View, resolv_conf: Path) -> None:
-    OWN_DIRECTORY.mkdir()
     _replace("hosts", view.hosts, [Path("/etc/hosts")])
     _replace("resolv.conf", view.resolv_conf, [resolv_conf])
     if view.ca_bundle is not None:

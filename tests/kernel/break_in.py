@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import mmap
 import os
@@ -84,10 +85,13 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "list /": lambda: os.listdir("/"),  # noqa: PTH208  # Path.iterdir does nothing until it is asked
     "write /tmp": _write,
     "append to what it reads": lambda: os.close(os.open("/etc/hosts", os.O_RDWR)),
+    "open without reading": lambda: os.close(os.open("/root", os.O_PATH)),
+    "leave append mode": lambda: fcntl.fcntl(2, fcntl.F_SETFL, 0),
     "start a process": _fork,
     "run a program": _exec,
     "new code": _new_code,
     "memfd": _memfd,
+    "a pair of datagrams": lambda: [end.close() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)],
     "unix socket": lambda: _made(socket.AF_UNIX, socket.SOCK_STREAM),
     "netlink": lambda: _made(socket.AF_NETLINK, socket.SOCK_RAW),
     "multipath": lambda: _made(socket.AF_INET, socket.SOCK_STREAM, 262),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
 import pwd
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +22,10 @@ from kit.expect import missing
 from kit.sandboxes import Sandbox
 from landlockpy import abi_version
 
+import nono_ebpf
+from nono_ebpf.errors import KernelError
+from nono_ebpf.kernel import cgroup
+from nono_ebpf.sandbox import state
 from nono_ebpf.sandbox.landlock import Feature
 
 if TYPE_CHECKING:
@@ -33,8 +42,8 @@ TIMEOUT_S = 120
 
 
 def finish(command: Sequence[str], **more: Any) -> subprocess.CompletedProcess[str]:
-    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.run(opened(command), text=True, timeout=TIMEOUT_S, check=False, cwd="/", **(streams | more))
+    settings = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": "/"}
+    return subprocess.run(opened(command), text=True, timeout=TIMEOUT_S, check=False, **(settings | more))
 
 
 def inside(script: str, *options: str, **more: Any) -> Any:
@@ -42,6 +51,20 @@ def inside(script: str, *options: str, **more: Any) -> Any:
     done = finish([*RUN, *options, "--", PYTHON, "-c", script], **more)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@contextmanager
+def running(*command: str, **more: Any) -> Iterator[tuple[subprocess.Popen[bytes], Sandbox]]:
+    """`command`, which says "ready" and ends with its stdin, in a sandbox; and that sandbox."""
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(opened([*RUN, "--", *command]), cwd="/", **(streams | more)) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        sandbox = Sandbox.of(process.pid)
+        yield process, sandbox
+        sandbox.close()
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 def need(feature: Feature) -> None:
@@ -159,7 +182,7 @@ def test_ways_into_the_kernel_are_refused() -> None:
 # --- terminals
 
 _TERMINALS = """
-import errno, json, os, pty, sys
+import errno, fcntl, json, os, pty, struct, sys, termios
 def told(path):
     try:
         os.close(os.open(path, os.O_RDWR | os.O_NOCTTY))
@@ -167,7 +190,13 @@ def told(path):
         return errno.errorcode[error.errno]
     return "done"
 ours, theirs = pty.openpty()
-print(json.dumps({"other": told(sys.argv[1]), "own": told(os.ttyname(theirs)), "known": os.listdir("/dev/pts")}))
+found = {"other": told(sys.argv[1]), "own": told(os.ttyname(theirs)), "known": os.listdir("/dev/pts")}
+try:
+    fcntl.ioctl(theirs, termios.TIOCSETD, struct.pack("i", 27))  # N_NULL
+    found["discipline"] = "done"
+except OSError as error:
+    found["discipline"] = errno.errorcode[error.errno]
+print(json.dumps(found))
 """
 
 
@@ -188,6 +217,7 @@ def test_other_terminals_of_the_account_are_out_of_sight(others_terminal: str) -
     done = finish([*RUN, "--", PYTHON, "-c", _TERMINALS, others_terminal])
     found = json.loads(done.stdout)
     assert found["own"] == "done"
+    assert found["discipline"] == "EPERM"  # any other leaves the caller a terminal that neither reads nor writes
     assert sorted(found["known"]) == ["0", "ptmx"]
     assert found["other"] in {"ENOENT", "done"}  # done: its number is the new one's
     assert (found["other"] == "done") == (others_terminal == "/dev/pts/0")
@@ -233,6 +263,294 @@ def test_on_a_terminal_the_callers_job_cannot_be_signalled() -> None:
     assert _group_is_signalled([*RUN, "--"]) == "bystander None command 0"
 
 
+def test_the_proxy_cannot_read_the_terminal() -> None:
+    """What is typed there later may be a password."""
+    ours, theirs = pty.openpty()
+    with running("sh", "-c", "echo ready; cat", stderr=theirs) as (_, sandbox):
+        facts = dict(
+            line.split(":", 1) for line in Path(f"/proc/{sandbox.proxy.pid}/fdinfo/2").read_text().splitlines()
+        )
+    os.close(ours)
+    os.close(theirs)
+    assert int(facts["flags"], 8) & os.O_ACCMODE == os.O_WRONLY
+
+
+# --- what the account owns outside
+
+_IN_ITS_GROUP = """
+import errno, json, sys
+def told(file):
+    try:
+        with open(f"{sys.argv[1]}/{file}", "w") as opened:
+            opened.write("1")
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "done"
+print(json.dumps([told("cgroup.freeze"), told("cgroup.kill")]))
+"""
+
+
+@pytest.fixture
+def group_of_the_account() -> Iterator[Path]:
+    """A cgroup such as a user's service manager has."""
+    group = cgroup.hierarchy() / f"nono-test-{os.getpid()}"
+    group.mkdir()
+    for path in (group, *group.iterdir()):
+        os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
+    yield group
+    group.rmdir()
+
+
+def test_a_cgroup_of_the_account_can_be_neither_stopped_nor_killed(group_of_the_account: Path) -> None:
+    """Its files are the account's, and a line into one of them ends processes outside."""
+    with subprocess.Popen(["sleep", "300"]) as bystander:
+        (group_of_the_account / "cgroup.procs").write_text(str(bystander.pid))
+        arguments = [PYTHON, "-c", _IN_ITS_GROUP, str(group_of_the_account)]
+        inside_it = json.loads(finish([*RUN, "--", *arguments]).stdout)
+        assert bystander.poll() is None
+        assert json.loads(finish([*AS_NOBODY, *arguments]).stdout) == ["done", "done"]
+        assert bystander.wait(TIMEOUT_S) == -9
+    assert set(inside_it) == {"ENOENT"}
+
+
+def test_the_own_group_is_what_the_sandbox_sees_and_cannot_write() -> None:
+    """Programs read their limits there."""
+    script = f"cd {cgroup.hierarchy()}; cat cgroup.events; echo 1 >cgroup.freeze"
+    done = finish([*RUN, "--", "sh", "-c", script])
+    assert "populated 1" in done.stdout
+    assert "Read-only file system" in done.stderr
+
+
+def test_a_socket_is_hidden_under_its_other_names_too() -> None:
+    """A bind mount of its directory, or of a part of /run, shows the same socket elsewhere."""
+    place, run = Path(tempfile.mkdtemp(dir="/srv")), Path(tempfile.mkdtemp(dir="/run"))
+    for directory in (place / "real", place / "alias", place / "part"):
+        directory.mkdir()
+    for directory in (place, run):
+        directory.chmod(0o755)
+    names = [place / "real/sock", run / "sock", place / "alias/sock", place / "part/sock"]
+    setup = 'mount --bind $0/real $0/alias; mount --bind $1 $0/part; shift; exec "$@"'
+    private = ["unshare", "--mount", "--propagation=private", "sh", "-ec", setup, str(place), str(run)]
+    try:
+        with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+            for listener, name in ((first, names[0]), (second, names[1])):
+                listener.bind(str(name))
+                name.chmod(0o666)
+                listener.listen()
+            ask = [PYTHON, "-c", _CONNECT, *map(str, names)]
+            found = json.loads(finish([*private, *RUN, "--", *ask]).stdout)
+            assert json.loads(finish([*private, *AS_NOBODY, *ask]).stdout) == ["done"] * 4
+        assert set(found) <= {"ECONNREFUSED", "ENOENT"}
+    finally:
+        shutil.rmtree(place)
+        shutil.rmtree(run)
+
+
+_CONNECT = """
+import errno, json, socket, sys
+def told(path):
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(path)
+        except OSError as error:
+            return errno.errorcode[error.errno]
+        return "done"
+print(json.dumps([told(path) for path in sys.argv[1:]]))
+"""
+
+
+def test_a_directory_of_sockets_that_comes_later_is_hidden() -> None:
+    """The first tmux of a boot makes its directory while the sandbox runs."""
+    directory = Path(f"/tmp/tmux-{NOBODY.pw_uid}")
+    with suppress(OSError):  # left by a daemon of the account: nothing that comes later
+        directory.rmdir()
+    with running("sh", "-c", f"echo ready; cat; ls {directory}") as (process, _):
+        (directory / "default").touch()
+        process.stdin.close()
+        listed = process.stdout.read()
+    (directory / "default").unlink()
+    assert listed == b""
+
+
+def test_a_descriptor_above_the_limit_is_closed() -> None:
+    """The limit may have been lowered since it was opened."""
+    script = (
+        "import fcntl, os, resource, sys\n"
+        "os.set_inheritable(fcntl.fcntl(0, fcntl.F_DUPFD, 900), True)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))\n"
+        "os.execv(sys.argv[1], sys.argv[1:])\n"
+    )
+    done = finish([sys.executable, "-c", script, *RUN, "--", "ls", "/proc/self/fd"])
+    assert done.stdout.split() == ["0", "1", "2", "3"], done.stderr  # 3: ls reading the directory
+
+
+def test_file_systems_of_a_processs_own_are_not_to_be_had() -> None:
+    """One that waits for its own answer can be killed by nobody."""
+    done = finish(
+        [*RUN, "--", "sh", "-c", "test -e /dev/fuse || exit 0; exec 3<>/dev/fuse; test /dev/fd/3 -ef /dev/null"]
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_directory_swapped_before_the_start_is_not_entered() -> None:
+    """The working directory is held, not looked up again with root's rights."""
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    place.chmod(0o755)
+    closed = Path(tempfile.mkdtemp(dir="/root"))
+    (closed / "token").write_text("root's")
+    work = place / "work"
+    work.mkdir()
+    swap = f'mv {work} {work}.moved && ln -s {closed} {work} && exec "$@"'
+    try:
+        # A shell keeps the directory it is in; what its name means has changed.
+        done = finish(["sh", "-ec", f"cd {work}; {swap}", "sh", *RUN, "--", "sh", "-c", "pwd -P; cat token"])
+    finally:
+        shutil.rmtree(place)
+        shutil.rmtree(closed)
+    assert "root's" not in done.stdout
+    assert str(closed) not in done.stdout
+
+
+def test_a_covered_working_directory_is_found_again_or_left() -> None:
+    """Below /run the sandbox has its own; a name that leads nowhere there leads to the root."""
+    directory = Path(tempfile.mkdtemp(dir="/run"))
+    try:
+        done = finish([*RUN, "--", "pwd"], cwd=directory)
+    finally:
+        directory.rmdir()
+    assert done.stdout == "/\n"
+
+
+@contextmanager
+def _pty_master() -> Iterator[int]:
+    ours, theirs = pty.openpty()
+    yield ours
+    os.close(ours)
+    os.close(theirs)
+
+
+@contextmanager
+def _opened(fd: int) -> Iterator[int]:
+    yield fd
+    os.close(fd)
+
+
+HANDLES = {
+    "the end of a terminal where its user sits": _pty_master,
+    "a process": lambda: _opened(os.pidfd_open(os.getpid())),
+    "a namespace": lambda: _opened(os.open("/proc/self/ns/net", os.O_RDONLY)),
+    "another process's memory": lambda: _opened(os.open("/proc/self/mem", os.O_RDWR)),
+    "a cgroup": lambda: _opened(os.open(cgroup.hierarchy() / "cgroup.procs", os.O_RDWR)),
+    "events": lambda: _opened(os.eventfd(0)),
+}
+
+
+@pytest.mark.parametrize("kind", HANDLES)
+def test_a_stream_that_is_more_than_a_stream_is_refused(kind: str) -> None:
+    """What a shell redirects to is a file, a pipe or a terminal."""
+    with HANDLES[kind]() as fd:
+        done = finish([*RUN, "--", "echo", "started"], stdin=fd)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "stdin: is no file, pipe or terminal" in done.stderr
+
+
+# --- what root executes
+
+
+def test_nothing_is_imported_from_the_working_directory() -> None:
+    """It is the account's, and root would execute what it finds there."""
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    place.chmod(0o755)
+    relative = [entry for entry in sys.path if entry and not entry.startswith("/")]
+    directories = [place, *(place / entry for entry in relative), place / "__editable__.nono_ebpf.finder.__path_hook__"]
+    for directory in directories:
+        directory.mkdir(exist_ok=True)
+        for module in ("sitecustomize", "msvcrt", "_winapi", "nono_ebpf", "seccomp", "bcc"):
+            (directory / f"{module}.py").write_text("import os; os.write(2, b'imported from the working directory')")
+    try:
+        done = finish([str(Path(sys.executable).with_name("nono-ebpf")), *RUN[4:], "--", "true"], cwd=place)
+    finally:
+        shutil.rmtree(place)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert relative == []
+
+
+def test_a_program_that_the_account_may_change_is_not_run() -> None:
+    """The command would rewrite what root executes at the next run."""
+    copy = Path(tempfile.mkdtemp(dir="/tmp"))
+    copy.chmod(0o755)
+    shutil.copytree(Path(nono_ebpf.__file__).parent, copy / "nono_ebpf", symlinks=False)
+    start = (
+        f"import sys; sys.path.insert(0, {str(copy)!r}); from nono_ebpf.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-I", "-c", start, "run", "--user", "nobody", "--", "echo", "started"]
+    try:
+        assert finish(command).stdout == "started\n"
+        os.chown(copy / "nono_ebpf" / "cli.py", NOBODY.pw_uid, NOBODY.pw_gid)
+        done = finish(command)
+    finally:
+        shutil.rmtree(copy)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "cli.py, which root executes" in done.stderr
+    assert "make install" in done.stderr
+
+
+def test_roots_pen_follows_no_link_at_all() -> None:
+    """A link in the middle of the audit log's path leads where the account likes."""
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    place.chmod(0o755)
+    closed = Path(tempfile.mkdtemp(dir="/root"))
+    (place / "logs").symlink_to(closed)
+    try:
+        done = finish([*RUN, "--audit-log", str(place / "logs" / "audit"), "--", "true"])
+        made = list(closed.iterdir())
+    finally:
+        shutil.rmtree(place)
+        closed.rmdir()
+    assert (done.returncode, done.stderr.count("\n"), made) == (2, 1, [])
+    assert "no symbolic link is followed" in done.stderr
+
+
+def test_a_pipe_that_nobody_reads_is_no_audit_log() -> None:
+    """The account may have left one there, and opening it waits."""
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    place.chmod(0o777)
+    os.mkfifo(place / "audit", 0o666)
+    try:
+        done = finish([*RUN, "--audit-log", str(place / "audit"), "--", "true"])
+    finally:
+        shutil.rmtree(place)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--audit-log" in done.stderr
+
+
+def test_nobody_else_can_keep_sandboxes_from_starting() -> None:
+    """Who may open the directory of the sandboxes may lock it."""
+    assert finish([*RUN, "--", "true"]).returncode == 0
+    locked = finish([*AS_NOBODY, "flock", "--nonblock", str(state.STATE), "true"])
+    assert "Permission denied" in locked.stderr
+
+
+def test_a_crash_starts_no_helper_outside() -> None:
+    """systemd-coredump and its like run as root on the memory of what crashed; a limit of one byte prevents that."""
+    limit = finish([*RUN, "--", "sh", "-c", "ulimit -Hc"]).stdout.strip()
+    pipe = Path("/proc/sys/kernel/core_pattern").read_bytes().startswith(b"|")
+    outside = finish(["sh", "-c", "ulimit -Hc"]).stdout.strip()
+    assert limit == ("0" if pipe else outside)  # in blocks of 512 bytes, rounded down
+
+
+def test_what_cannot_be_cleaned_up_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of a crashed sandbox that the kernel cannot end: the next start says so and goes on."""
+    crashed = state.create()
+    os.close(crashed.lock)
+    refused = KernelError("empty the cgroup", errno.EBUSY)
+    with monkeypatch.context() as patched:
+        patched.setattr(state.Sandbox, "remove", lambda _self: (_ for _ in ()).throw(refused))
+        assert any(crashed.id in problem for problem in state.remove_stale())
+    assert not any(crashed.id in problem for problem in state.remove_stale())
+    assert not crashed.directory.exists()
+
+
 # --- the proxy, broken into
 
 BREAK_IN = Path(__file__).with_name("break_in.py")
@@ -260,6 +578,7 @@ ALLOWED_TO_THE_PROXY = {"read /etc/hosts", "dial"}
 # Harmless to an account that nothing confines: what the experiment is worth.
 CONTROLS = {
     *("read the program", "read /proc", "list /", "write /tmp", "start a process", "new code", "memfd", "unix socket"),
+    *("open without reading", "leave append mode", "a pair of datagrams"),
     *("netlink", "listen", "bind TCP", "signal itself", "pidfd", "be traced", "dumpable", "change directory"),
 }
 
@@ -276,24 +595,13 @@ def test_who_breaks_into_the_proxy_finds_nothing() -> None:
     assert found.keys() > CONTROLS
 
 
-def test_the_proxy_runs_with_nothing(tmp_path: Path) -> None:
+def test_the_proxy_runs_with_nothing() -> None:
     """As the kernel has it: an account of its own, no capability, no way to more, no core, bounded."""
-    with subprocess.Popen(
-        opened([*RUN, "--", "sh", "-c", "echo ready; cat"]),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=tmp_path,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        sandbox = Sandbox.of(process.pid)
+    with running("sh", "-c", "echo ready; cat") as (_, sandbox):
         place = Path(f"/proc/{sandbox.proxy.pid}")
         status = dict(line.split(":\t", 1) for line in (place / "status").read_text().splitlines() if ":\t" in line)
         limits = {line[:25].strip(): line[26:].split() for line in (place / "limits").read_text().splitlines()}
         owner = (place / "environ").stat().st_uid
-        sandbox.close()
-        process.communicate()
     assert {status[each] for each in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
     assert (status["NoNewPrivs"], status["Seccomp"], status["Groups"].strip()) == ("1", "2", "")
     assert all(61184 <= int(uid) <= 65519 for uid in status["Uid"].split())

@@ -114,7 +114,7 @@ def test_a_strict_umask_closes_nothing_of_the_view() -> None:
     """What we put into the sandbox is readable there, whatever the caller's umask; the command keeps that umask."""
     script = "umask; cat /etc/resolv.conf /etc/hosts >/dev/null && ls /run/nono-ebpf && touch /run/user/$(id -u)/x"
     done = run("sh", "-c", script, preexec_fn=lambda: os.umask(0o077))
-    assert (done.returncode, done.stdout.split()) == (0, ["0077", "hosts", "resolv.conf"]), done.stderr
+    assert (done.returncode, done.stdout.split()) == (0, ["0077", "cgroup", "hosts", "resolv.conf"]), done.stderr
 
 
 def test_host_processes_are_out_of_sight() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nono_ebpf.errors import ConfigError, NotSupported
-from nono_ebpf.kernel import cgroup
+from nono_ebpf.kernel import cgroup, mounts
 from nono_ebpf.prepare import parse_pinned
 from nono_ebpf.sandbox import view
 from nono_ebpf.sandbox.user import User
@@ -70,22 +70,22 @@ MOUNTS = {
 
 
 @pytest.mark.parametrize(
-    ("mounts", "path"),
+    ("table", "path"),
     [("unified", "/sys/fs/cgroup"), ("hybrid", "/sys/fs/cgroup/unified"), ("odd name", "/mnt/a b")],
 )
 def test_cgroup_v2_is_found_where_it_is_mounted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounts: str, path: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, path: str
 ) -> None:
     """From mountinfo, whatever the layout (proc(5))."""
-    (tmp_path / "mountinfo").write_text(MOUNTS[mounts])
-    monkeypatch.setattr(cgroup, "MOUNTINFO", tmp_path / "mountinfo")
+    (tmp_path / "mountinfo").write_text(MOUNTS[table])
+    monkeypatch.setattr(mounts, "TABLE", tmp_path / "mountinfo")
     assert cgroup.hierarchy() == Path(path)
 
 
 def test_cgroup_v1_alone_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A conclusive no, with the way out."""
     (tmp_path / "mountinfo").write_text("32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n")
-    monkeypatch.setattr(cgroup, "MOUNTINFO", tmp_path / "mountinfo")
+    monkeypatch.setattr(mounts, "TABLE", tmp_path / "mountinfo")
     with pytest.raises(NotSupported, match="unified_cgroup_hierarchy"):
         cgroup.hierarchy()
 
