@@ -144,6 +144,13 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="leave this unix socket of the host in sight",
     )
     surroundings.add_argument(
+        "--allow-device",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="leave this device of the host in sight, such as /dev/dri or /dev/kvm",
+    )
+    surroundings.add_argument(
         "--no-proxy-env",
         action="store_true",
         help="do not set HTTP_PROXY and its like; every rule holds either way",

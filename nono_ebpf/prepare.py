@@ -96,21 +96,22 @@ def _check_program(user: User) -> None:
     """What root executes must not be the account's to change: a sandboxed command would rewrite it for the next run."""
     package = Path(__file__).resolve().parent
     programs = [package, *package.rglob("*"), Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable)]
+    programs += [Path(entry) for entry in sys.path if Path(entry).exists()]
     places = {place for path in programs for end in (path, path.resolve()) for place in (end, *end.parents)}
     with user.rights():
-        changeable = [place for place in places if _may_change(user, place)]
+        writable = {place for place in places if os.access(place, os.W_OK, effective_ids=True)}
+    changeable = [place for place in places if _may_change(user, place, writable=place in writable)]
     if changeable:
         problem = f"{user.name} may change {min(changeable)}, which root executes"
         raise ConfigError("nono-ebpf", problem, hint="install it where only root writes: `sudo make install`")
 
 
-def _may_change(user: User, place: Path) -> bool:
+def _may_change(user: User, place: Path, *, writable: bool) -> bool:
     found = place.lstat()
     if found.st_uid == user.uid:
         return True
-    if stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX:  # of what is in a sticky directory, only the own
-        return False
-    return os.access(place, os.W_OK, effective_ids=True)
+    # Of what is in a sticky directory only the own, and that is looked at by itself.
+    return writable and not (stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX)
 
 
 def _check_streams() -> None:
@@ -211,6 +212,7 @@ def _view(options: argparse.Namespace, user: User) -> view.View:
         hosts=view.hosts_for_sandbox(_text("/etc/hosts")),
         resolv_conf=view.resolv_conf_for_sandbox(_text("/etc/resolv.conf")),
         ca_bundle=_ca_bundle(options, user),
+        devices=_devices(options.allow_device),
     )
 
 
@@ -223,6 +225,15 @@ def _allowed_sockets(paths: Sequence[str], user: User) -> dict[Path, view.FileId
     """`--allow-socket`: each a unix socket that the account itself may connect to."""
     with user.rights():
         return {Path(os.path.realpath(path)): _socket_id(path) for path in paths}
+
+
+def _devices(paths: Sequence[str]) -> tuple[Path, ...]:
+    """`--allow-device`: files, or directories, of /dev."""
+    devices = tuple(Path(os.path.normpath(path)) for path in paths)
+    for path in devices:
+        if not (path.is_relative_to("/dev") and path.exists()) or path == Path("/dev"):
+            raise ConfigError("--allow-device", f"{path} is nothing in /dev")
+    return devices
 
 
 def _socket_id(path: str) -> view.FileId:

@@ -29,7 +29,7 @@ class Mount:
 def read() -> list[Mount]:
     """Every mount of this namespace; of several on one place, the last is the one that is seen."""
     found = []
-    for line in os.fsdecode(TABLE.read_bytes()).splitlines():
+    for line in os.fsdecode(TABLE.read_bytes()).rstrip("\n").split("\n"):
         before, _, after = line.partition(" - ")
         _, _, device, root, place, *_ = before.split(" ")
         found.append(Mount(device, _path(root), _path(place), after.split(" ", 1)[0]))

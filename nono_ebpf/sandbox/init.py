@@ -122,6 +122,8 @@ def _main(channel: socket.socket, command: Command, groups: Groups, surroundings
             status = _run(command, msgspec.json.decode(added, type=dict[str, str]))
     except (NonoError, OSError) as error:
         channel.send(str(error).encode())
+    except Exception as error:  # noqa: BLE001  # the supervisor, which raises it, would know nothing else
+        channel.send(f"{type(error).__name__}: {error}".encode())
     finally:
         os._exit(status)
 
@@ -173,6 +175,8 @@ def _leave_user_namespace(channel: socket.socket) -> None:
     channel.send(_UNMAPPED)
     if channel.recv(16) != _MAPPED:
         raise SandboxError("the supervisor ended while the sandbox started")
+    # A mask comes off in a mount namespace of the command's own: there nothing keeps the file below from being renamed.
+    Path("/proc/sys/user/max_mnt_namespaces").write_text("0")
     libc.leave_session_keyring()
 
 

@@ -123,7 +123,7 @@ def remove_stale() -> list[str]:
     for sandbox in stale:
         try:
             sandbox.remove()
-        except KernelError as error:
+        except (KernelError, OSError) as error:
             os.close(sandbox.lock)
             left.append(f"{sandbox.id}: {error}")
     return left

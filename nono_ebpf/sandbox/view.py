@@ -3,8 +3,8 @@
 A pathname socket is reached through the file system, whatever the network namespace: docker's would start a process
 outside, systemd-resolved's would ask the network. So /run is a fresh tmpfs with nothing of the host but a few known
 entries (a mask over a single socket falls off when its daemon restarts and makes the file anew), and whatever else
-listens on a path is masked one by one. Terminals and message queues of the account are reached through the file system,
-too: the sandbox has its own. mount_namespaces(7), unix(7), pts(4), mq_overview(7).
+listens on a path is masked one by one. Terminals, queues and devices are reached through the file system, too: the
+sandbox has a /dev of its own. mount_namespaces(7), unix(7), pts(4), mq_overview(7).
 """
 
 from __future__ import annotations
@@ -43,9 +43,20 @@ SOCKET_PLACES = ("/tmp", "/var/tmp")  # noqa: S108  # theirs
 SEARCHED_LEVELS, SEARCHED_MAX = 3, 50_000
 _READABLE = 0o644
 _CGROUP_FLAGS = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
-_CONSOLE = Path("/dev/console")
-# Linux's usual: the group of terminals is 5 (Debian, Fedora, Arch), and anybody may make one.
-_PTS_OPTIONS = "newinstance,ptmxmode=0666,mode=0620,gid=5"
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_DEVICE_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+# The group of terminals is 5 everywhere (Debian, Fedora, Arch).
+_DEVICE_FILE_SYSTEMS = (
+    ("devpts", "pts", "newinstance,ptmxmode=0666,mode=0620,gid=5"),
+    ("tmpfs", "shm", "mode=1777"),
+    ("mqueue", "mqueue", None),
+)
 
 FileId = tuple[int, int]  # st_dev, st_ino
 
@@ -61,6 +72,7 @@ class View:
     resolv_conf: bytes
     ca_bundle: bytes | None
     hidden: tuple[Path, ...] = ()  # files that read as empty and take no writing
+    devices: tuple[Path, ...] = ()  # of the host, below /dev, that stay
 
 
 def host_sockets(user: User) -> tuple[Path, ...]:
@@ -136,7 +148,7 @@ def enter(view: View) -> None:
     libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
     aliases = _aliases(view)
     kept = _handles([*(RUN / name for name in KEPT_IN_RUN), *view.allowed])
-    terminal = _own_terminal()
+    terminal, devices = _own_terminal(), _handles(view.devices)
     _check_unchanged(view, kept)
     links = _links_of(RUN)
     resolv_conf = Path(os.path.realpath("/etc/resolv.conf"))
@@ -153,7 +165,7 @@ def enter(view: View) -> None:
             _bind_handle(handle, path)
         os.close(handle)
     _replace_files(view, resolv_conf)
-    _replace_devices(view.user, terminal)
+    _replace_devices(terminal, devices)
     _replace_cgroups()
     libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)
 
@@ -250,25 +262,35 @@ def _own_terminal() -> int | None:
     return None
 
 
-def _replace_devices(user: User, terminal: int | None) -> None:
-    """Other terminals of the account could be read and written, and message queues are of the IPC namespace they were
-    mounted in. A process that waits for its own answer as a file system (fuse) cannot be killed, nor with it the
-    sandbox. The command's own terminal is found as the console, as in containers.
+def _replace_devices(terminal: int | None, allowed: Mapping[Path, int]) -> None:
+    """A /dev with what every program needs and nothing of the host: no other terminal, no virtual keyboard or socket
+    device, no file systems of a process's own (who waits for its own answer there can be killed by nobody), queues and
+    shared memory of its own. The command's terminal is found as the console, as in containers.
     """
-    own = None if terminal is None else os.fstat(terminal)
-    for console in Path("/dev").glob("tty[0-9]*"):
-        found = console.stat()
-        if found.st_uid == user.uid and not (own and os.path.samestat(own, found)):
-            libc.mount("/dev/null", str(console), None, libc.MS_BIND)
-    if terminal is not None and _CONSOLE.exists():
-        libc.mount(f"/proc/self/fd/{terminal}", str(_CONSOLE), None, libc.MS_BIND)
-    flags = libc.MS_NOSUID | libc.MS_NOEXEC
-    if Path("/dev/fuse").exists():
-        libc.mount("/dev/null", "/dev/fuse", None, libc.MS_BIND)
-    if Path("/dev/pts").is_dir():
-        libc.mount("devpts", "/dev/pts", "devpts", flags, _PTS_OPTIONS)
-    if Path("/dev/mqueue").is_dir():
-        libc.mount("mqueue", "/dev/mqueue", "mqueue", flags | libc.MS_NODEV)
+    made = OWN_DIRECTORY / "dev"
+    made.mkdir()
+    _fresh(made, "mode=0755")
+    for name in _DEVICES:
+        _bind_handle_of(Path("/dev") / name, made / name)
+    for name, target in _DEVICE_LINKS.items():
+        (made / name).symlink_to(target)
+    for kind, name, options in _DEVICE_FILE_SYSTEMS:
+        (made / name).mkdir()
+        with suppress(KernelError):  # a kernel without queues
+            libc.mount(kind, str(made / name), kind, libc.MS_NOSUID | libc.MS_NOEXEC, options)
+    for path, handle in allowed.items():
+        _bind_handle(handle, made / path.relative_to("/dev"))
+    if terminal is not None:
+        _bind_handle(terminal, made / "console")
+    libc.mount(str(made), "/dev", None, libc.MS_BIND | libc.MS_REC)
+    libc.unmount(str(made))
+    made.rmdir()
+
+
+def _bind_handle_of(source: Path, target: Path) -> None:
+    handle = os.open(source, os.O_PATH | os.O_CLOEXEC)
+    _bind_handle(handle, target)
+    os.close(handle)
 
 
 def _aliases(view: View) -> list[Path]:

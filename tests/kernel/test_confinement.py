@@ -384,12 +384,39 @@ def test_a_descriptor_above_the_limit_is_closed() -> None:
     assert done.stdout.split() == ["0", "1", "2", "3"], done.stderr  # 3: ls reading the directory
 
 
-def test_file_systems_of_a_processs_own_are_not_to_be_had() -> None:
-    """One that waits for its own answer can be killed by nobody."""
-    done = finish(
-        [*RUN, "--", "sh", "-c", "test -e /dev/fuse || exit 0; exec 3<>/dev/fuse; test /dev/fd/3 -ef /dev/null"]
-    )
-    assert done.returncode == 0, done.stderr
+DEVICES = {"null", "zero", "full", "random", "urandom", "tty", "fd", "stdin", "stdout", "stderr", "ptmx", "pts", "shm"}
+
+
+def test_no_device_of_the_host_is_in_sight() -> None:
+    """No keyboard to type with, no socket to the hypervisor, no file systems of a process's own."""
+    script = "ls /dev; echo x > /dev/null && echo x > /dev/shm/x && head -c1 /dev/urandom >/dev/null"
+    done = finish([*RUN, "--", "sh", "-c", script])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(done.stdout.split()) - {"mqueue"} == DEVICES
+
+
+def test_a_device_can_be_left_in_sight() -> None:
+    """As it is outside, permissions and all."""
+    name = next(path for path in Path("/dev").iterdir() if path.is_char_device() and path.name not in DEVICES)
+    done = finish([*RUN, "--allow-device", str(name), "--", "stat", "-c", "%t:%T %a", str(name)])
+    assert done.stdout == finish(["stat", "-c", "%t:%T %a", str(name)]).stdout
+    refused = finish([*RUN, "--allow-device", "/etc/passwd", "--", "true"])
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+
+
+_UNMASK = """
+import ctypes, errno, json
+libc = ctypes.CDLL(None, use_errno=True)
+def told(flags):
+    return "done" if libc.unshare(flags) == 0 else errno.errorcode[ctypes.get_errno()]
+print(json.dumps([told(0x10000000), told(0x20000)]))
+"""
+
+
+def test_no_mask_can_be_taken_off_in_another_mount_namespace() -> None:
+    """There the file below a mask can be renamed, and the mask is gone. User namespaces alone do no harm."""
+    assert inside(_UNMASK) == ["done", "ENOSPC"]
+    assert json.loads(finish([*AS_NOBODY, PYTHON, "-c", _UNMASK]).stdout) == ["done", "done"]
 
 
 def test_a_directory_swapped_before_the_start_is_not_entered() -> None:
