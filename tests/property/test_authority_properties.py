@@ -20,6 +20,9 @@ from nono_ebpf.errors import InvalidAuthority
 
 NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)*")
 
+# ASCII to the full-width forms, U+FF01 to U+FF5E.
+WIDE = {code: code + 0xFEE0 for code in range(0x21, 0x7F)}
+
 labels = st.from_regex(r"[a-z_]([a-z0-9_-]{0,20}[a-z0-9_])?", fullmatch=True).filter(
     lambda label: not label.startswith("xn--")
 )
@@ -67,6 +70,22 @@ def test_ascii_case_and_one_trailing_dot_do_not_matter(text: str) -> None:
         assert form(text + ".") in (host, None)
         assert form(host + ".") == host
         assert form(host + "..") is None
+
+
+@given(names, st.sampled_from(".\u3002\uff0e\uff61"), st.booleans())
+def test_width_and_the_kind_of_dot_do_not_matter(name: str, dot: str, wide: bool) -> None:
+    """Full-width letters and the four dots of UTS #46 (section 2.3) are one host with the plain name."""
+    written = name.translate(WIDE) if wide else name
+    assert canonical_host(written.replace("\uff0e" if wide else ".", dot)) == name
+
+
+@given(st.text(st.characters(categories=["Ll", "Lo", "Nd"]), min_size=1, max_size=12), st.booleans())
+def test_u_labels_and_a_labels_are_one_host(label: str, upper: bool) -> None:
+    """An internationalised name as it is read, as it is sent, and in upper case as it is sent, is one host."""
+    host = form(f"{label}.example")
+    if host is not None:
+        assert canonical_host(idna.decode(host)) == host
+        assert canonical_host(host.upper() if upper else f"{host}.") == host
 
 
 @given(names)

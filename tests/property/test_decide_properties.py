@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING
 
+import idna
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nono_ebpf.authority import host_address
+from nono_ebpf.authority import canonical_host, host_address, join_host_port
+from nono_ebpf.errors import ConfigError, InvalidAuthority
 from nono_ebpf.model import Identity, ResolvedAddress
 from nono_ebpf.policy.address import ALWAYS_DENIED_NAMES, always_denied
 from nono_ebpf.policy.decide import Ask, Denial, Permit, Resolve, decide
-from nono_ebpf.policy.rules import HostRules, Policy, parse_allow_rule, parse_deny_rule
+from nono_ebpf.policy.rules import HostRules, Policy, Rule, parse_allow_rule, parse_deny_rule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Few of each, so that rules, questions and answers meet.
 NAMES = ["a.com", "b.a.com", "localhost", "metadata"]
@@ -44,9 +50,30 @@ asks = st.builds(
 )
 
 
+# Where IPv6 hides an IPv4 address: (prefix, bits to the right of it, bits to flip). RFC 4291 §2.5.5 (mapped,
+# compatible), RFC 6052, RFC 2765 §2.1, RFC 5214 §6.1, RFC 3056, RFC 4380 §4: server, and client inverted, the other
+# one of both being 203.0.113.7.
+HIDING_PLACES = [
+    ("::ffff:0:0", 0, 0),
+    ("::", 0, 0),
+    ("64:ff9b::", 0, 0),
+    ("::ffff:0:0:0", 0, 0),
+    ("2001:db8::5efe:0:0", 0, 0),
+    ("2001:db8::200:5efe:0:0", 0, 0),
+    ("2002::", 80, 0),
+    ("2001::34ff:8ef8", 64, 0),
+    ("2001:0:cb00:7107::", 0, 0xFFFFFFFF),
+]
+
+
 def openness(policy: Policy, ask: Ask) -> int:
-    """0 denied, 1 worth resolving, 2 permitted."""
-    return {Denial: 0, Resolve: 1, Permit: 2}[type(decide(policy, ask))]
+    """0 denied, 1 worth resolving, 2 permitted. A literal resolves to itself, so it is asked about again."""
+    verdict = decide(policy, ask)
+    literal = host_address(ask.host)
+    if isinstance(verdict, Resolve) and literal is not None:
+        itself = ResolvedAddress(literal, own=literal.is_loopback, pinned=True)
+        verdict = decide(policy, replace(ask, addresses=(itself,)))
+    return {Denial: 0, Resolve: 1, Permit: 2}[type(verdict)]
 
 
 @given(policies, asks)
@@ -87,11 +114,64 @@ def test_a_deny_rule_never_permits_more(policy: Policy, ask: Ask, rule: object) 
     assert openness(stricter, ask) <= openness(policy, ask)
 
 
+@given(policies, asks.filter(lambda ask: ask.port is not None), deny_rules)
+def test_no_allow_rule_takes_a_denial_back(policy: Policy, ask: Ask, rule: Rule) -> None:
+    """What a deny rule matches is denied, whatever is allowed beside it and however precisely."""
+    if HostRules([rule]).match(ask.host, ask.port):
+        texts = ("*", f"*:{ask.port}", join_host_port(ask.host, ask.port or 0))
+        most = [parse_allow_rule(text, "allow") for text in texts]
+        allowed = HostRules([*policy.allow.rules, *most])
+        for question in (ask, replace(ask, also=(), addresses=None)):
+            assert isinstance(decide(Policy(allowed, HostRules([*policy.deny.rules, rule])), question), Denial)
+
+
+@given(
+    st.sampled_from(["a.com", "b.a.com", "xn--mnchen-3ya.de", "10.0.0.1", "2001:db8::a"]),
+    st.sampled_from([str, str.upper, "{}.".format, "[{}]".format, "::ffff:{}".format, idna.decode]),
+    ports,
+)
+def test_a_denied_host_is_denied_however_it_was_written(host: str, write: Callable[[str], str], port: int) -> None:
+    """The rule's spelling and the client's are the operator's and the client's own affair."""
+    try:
+        rule = parse_deny_rule(write(f"[{host}]" if ":" in host else host), "deny")
+        claimed = canonical_host(write(host))
+    except (ConfigError, InvalidAuthority, idna.IDNAError):
+        return
+    allowed = HostRules(parse_allow_rule(text, "allow") for text in ("*", f"*:{port}", join_host_port(host, port)))
+    policy = Policy(allowed, HostRules([rule]))
+    assert claimed == host
+    for ask in (
+        Ask(host, port, Identity.SNI),
+        Ask(host, None, Identity.DNS),
+        Ask("b.test", port, Identity.DNS, (host,)),
+    ):
+        assert isinstance(decide(policy, ask), Denial)
+
+
+# ::1 is not 0.0.0.1, of which there is no other need.
+@given(st.ip_addresses(v=4).filter(lambda address: int(address) >> 24), st.sampled_from(HIDING_PLACES), ports)
+def test_a_denied_address_is_denied_inside_ipv6(address: IPv4Address, place: tuple[str, int, int], port: int) -> None:
+    """As the answer for a permitted name and as a listed literal, wherever a translator or tunnel finds it."""
+    prefix, shift, flip = place
+    hiding = IPv6Address(int(IPv6Address(prefix)) | ((int(address) ^ flip) << shift))
+    literal = canonical_host(str(hiding))
+    allowed = HostRules(parse_allow_rule(text, "allow") for text in (f"a.com:{port}", join_host_port(literal, port)))
+    policy = Policy(allowed, HostRules([parse_deny_rule(str(address), "deny")]))
+    answer = (ResolvedAddress(ip_address(literal), pinned=True),)
+    for host in ("a.com", literal):
+        assert isinstance(decide(policy, Ask(host, port, Identity.DNS, addresses=answer)), Denial)
+
+
 @given(policies, asks, allow_rules)
 @example(
     Policy(HostRules([parse_allow_rule("*:443", "allow")]), HostRules()),
     Ask("127.0.0.1", 443, Identity.ADDRESS),
     parse_allow_rule("127.0.0.1", "allow"),
+)
+@example(
+    Policy(HostRules([parse_allow_rule("*", "allow")]), HostRules([parse_deny_rule("10.0.0.1", "deny")])),
+    Ask("64:ff9b::a00:1", None, Identity.DNS),
+    parse_allow_rule("*:22", "allow"),
 )
 def test_an_allow_rule_never_permits_less(policy: Policy, ask: Ask, rule: object) -> None:
     """With one more allow rule no answer is more closed."""
