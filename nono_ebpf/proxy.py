@@ -34,7 +34,14 @@ from nono_ebpf.relay.limits import Limits
 from nono_ebpf.relay.listener import Relay
 from nono_ebpf.sandbox import handover, landlock, privileges, seccomp
 
-_THREADS = 64  # of its account, which another sandbox's proxy may have by chance; a loop starts four for names
+# What every bound of the relay and the resolver, reached at once, adds up to is below these.
+_LIMITS = {
+    resource.RLIMIT_NOFILE: 32768,  # two sockets and four pipe ends a flow, and the lookups
+    resource.RLIMIT_DATA: 1 << 30,  # bytes
+    resource.RLIMIT_NPROC: 64,  # of its account, which another proxy may have by chance; a loop's threads for names
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_MSGQUEUE: 0,
+}
 _DRAIN_S = 2.0  # for bytes that a client sent before it ended
 
 
@@ -82,10 +89,10 @@ def _handles(plan: handover.ProxyPlan, fds: list[int]) -> Handles:
 
 
 def _give_up_root(plan: handover.ProxyPlan) -> None:
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NPROC, (_THREADS, _THREADS))
+    for limit, most in _LIMITS.items():
+        hard = resource.getrlimit(limit)[1]
+        granted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(limit, (granted, granted))
     os.chdir("/")
     privileges.become(plan.uid, plan.uid, ())
 
@@ -105,7 +112,8 @@ async def _serve(plan: handover.ProxyPlan, handles: Handles, lifeline: socket.so
     resolver = HostResolver(pinned)
     origins = SocketOrigins()
     dns = DnsServer(policy, resolver, names, Askers(handles.askers, plan.netns_cookie), sink)
-    relay = Relay(policy, resolver, names, origins, sink, Limits(), _endpoints(handles.listeners))
+    listening = _endpoints(handles.listeners)
+    relay = Relay(policy, resolver, names, origins, sink, Limits(), listening, admit=dns.admit)
 
     async def dns_over_tcp(connection: socket.socket) -> None:
         origin = origins.take(connection)

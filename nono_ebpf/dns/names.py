@@ -25,6 +25,8 @@ V6_POOL = IPv6Network("fd6e:6f6e:6f00:1::/96")
 
 # An entry is a few hundred bytes, so a hostile program can make the table this side of 20 MB.
 LIMIT = 65536
+# Of these, what names cannot use up that a program may invent.
+_RESERVED_SHARE = 8
 
 
 class _Pool:
@@ -60,22 +62,27 @@ class NameTable:
         """The name this sandbox was given `address` for; None when it was never given."""
         return self._name_of.get(address)
 
-    def give(self, name: str, addresses: Sequence[IPAddress]) -> tuple[IPAddress, ...] | None:
+    def give(
+        self, name: str, addresses: Sequence[IPAddress], *, invented: bool = False
+    ) -> tuple[IPAddress, ...] | None:
         """What to tell the sandbox for the real `addresses` of the canonical `name`, in their order.
 
+        `invented`: no rule spells the name out, so there may be any number of its kind; the last part of the table is
+        not for them.
         The same name and real address always give the same answer. None when the table or a pool is
         exhausted: then nothing may be answered, because an address without a name would be judged as a bare
         address. Addresses given until then stay given.
         """
         given = []
+        limit = self._limit - self._limit // _RESERVED_SHARE if invented else self._limit
         for real in addresses:
-            if (address := self._given.get((name, real)) or self._add(name, real)) is None:
+            if (address := self._given.get((name, real)) or self._add(name, real, limit)) is None:
                 return None
             given.append(address)
         return tuple(given)
 
-    def _add(self, name: str, real: IPAddress) -> IPAddress | None:
-        if len(self._name_of) >= self._limit:
+    def _add(self, name: str, real: IPAddress, limit: int) -> IPAddress | None:
+        if len(self._name_of) >= limit:
             return None
         address = real if self._free(real) else self._pools[real.version].take()
         if address is not None:

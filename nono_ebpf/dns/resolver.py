@@ -147,17 +147,23 @@ class HostResolver:
 
     def _local(self, host: str) -> tuple[ResolvedAddress, ...] | None:
         """What is known without asking anybody; None when a nameserver has to be asked."""
-        if (literal := host_address(host)) is not None:
-            return (resolved(literal, pinned=True),)
-        if host in self._pinned:
-            return tuple(resolved(address, pinned=True) for address in self._pinned[host])
-        if is_localhost(host):
-            return tuple(resolved(address) for address in _LOCALHOST)
         try:
-            listed = self._hosts.get().get(host)
+            if (literal := host_address(host)) is not None:
+                return (resolved(literal, pinned=True),)
+            if host in self._pinned:
+                return tuple(resolved(address, pinned=True) for address in self._pinned[host])
+            if is_localhost(host):
+                return tuple(resolved(address) for address in _LOCALHOST)
+            listed = self._listed(host)
+            return None if listed is None else tuple(map(resolved, listed))
+        except OSError as error:  # no descriptor is left for the question whether an address is this host's own
+            raise UpstreamError("resolve", host, error.strerror or type(error).__name__) from error
+
+    def _listed(self, host: str) -> tuple[IPAddress, ...] | None:
+        try:
+            return self._hosts.get().get(host)
         except OSError as error:
             raise UpstreamError("resolve", host, f"cannot read the hosts file: {error.strerror}") from error
-        return None if listed is None else tuple(map(resolved, listed))
 
     def _shared(self, host: str, rdtype: dns.rdatatype.RdataType) -> asyncio.Task[Answer | UpstreamError]:
         key = host, rdtype
@@ -315,7 +321,7 @@ def _of_family(addresses: Iterable[ResolvedAddress], version: int, ttl_s: int) -
 
 def _bounded(answer: Answer, limits: Limits) -> Answer:
     limit_s = limits.ttl_s if answer.addresses else limits.negative_ttl_s
-    return replace(answer, ttl_s=min(answer.ttl_s, limit_s))
+    return replace(answer, ttl_s=min(max(answer.ttl_s, limits.least_ttl_s), limit_s))
 
 
 def _text(name: dns.name.Name) -> str:

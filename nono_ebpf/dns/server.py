@@ -15,24 +15,23 @@ sandbox's network namespace; each is owned, and closed, by the method that gets 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import asyncio_dgram
 import dns.rcode
 import dns.rdatatype
-from asyncio_dgram.aio import DatagramServer
 
 from nono_ebpf.audit.record import SEARCH_LIST, open_record
 from nono_ebpf.audit.window import Window, Worth
+from nono_ebpf.dns.datagrams import Datagrams
 from nono_ebpf.dns.limits import Limits
 from nono_ebpf.dns.message import Question, Reply, parse_query, to_wire
 from nono_ebpf.dns.names import address_of_reverse_name
+from nono_ebpf.dns.ration import Ration
 from nono_ebpf.dns.resolver import is_localhost
-from nono_ebpf.errors import SandboxError, UpstreamError
+from nono_ebpf.errors import UpstreamError
 from nono_ebpf.model import Identity, Process
 from nono_ebpf.policy.decide import Ask, Denial, Permit, Resolve, decide
 
@@ -52,11 +51,10 @@ _LOCALHOST: dict[dns.rdatatype.RdataType, tuple[IPAddress, ...]] = {
     dns.rdatatype.AAAA: (ipaddress.IPv6Address("::1"),),
 }
 _VERSION_OF = {dns.rdatatype.A: 4, dns.rdatatype.AAAA: 6}
+_RATIONED = "too many new names under wildcard rules were asked for; a name that a rule spells out is not rationed"
 _REVERSE_ZONES = (".in-addr.arpa", ".ip6.arpa")
 
 Asker = Callable[[tuple[str, int]], Process | None]
-# recvfrom(2) for AF_INET and AF_INET6: (address, port) or (address, port, flow info, scope id).
-_Peer = tuple[Any, ...]
 
 
 class NameResolver(Protocol):
@@ -94,41 +92,53 @@ class DnsServer:
         self._resolver = resolver
         self._names = names
         self._asker = asker
+        self._clock = clock
         self._limits = limits or Limits()
         self._log = _LookupLog(audit, self._limits, clock)
-        self._connections = 0
+        self._ration = Ration(policy, self._limits, clock)
+        self._sessions: dict[_TcpSession, None] = {}  # whoever asked last stands last
+
+    def admit(self, host: str, process: Process | None) -> bool:
+        """Whether `process` may have the permitted `host` looked up now; a refusal is recorded."""
+        admitted = self._ration.admit(host, process)
+        if not admitted:
+            self._log.rationed(host, process)
+        return admitted
 
     async def serve_udp(self, sock: socket.socket) -> None:
         """Answer the datagrams of the bound `sock` until cancelled, then close it."""
-        stream = await _unconnected(sock)
-        outstanding: set[asyncio.Task[None]] = set()
-        try:
-            async with asyncio.TaskGroup() as queries:
-                while True:
-                    received = await _receive(stream)
-                    if received is None or len(outstanding) >= self._limits.outstanding_queries:
-                        continue
-                    task = queries.create_task(self._answer_udp(stream, *received))
-                    outstanding.add(task)
-                    task.add_done_callback(outstanding.discard)
-        finally:
-            stream.close()
+
+        async def answer(wire: bytes, process: Process | None) -> bytes | None:
+            return await self.answer(wire, process, udp=True)
+
+        await Datagrams(sock, self._asker, answer, self._limits, self._clock).serve()
 
     async def handle_tcp(self, connection: socket.socket, process: Process | None) -> None:
         """Answer the queries of an accepted `connection` until either side is done, then close it.
 
         Answers are sent as they become known, in any order (RFC 7766 §6.2.1.1).
         """
-        if self._connections >= self._limits.tcp_connections:
-            connection.close()
-            return
-        self._connections += 1
+        if len(self._sessions) >= self._limits.tcp_connections:
+            self._end_the_idlest()
+        connection.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=connection, limit=self._limits.query_bytes)
+        session = _TcpSession(self, reader, writer, process, self._limits)
+        self._sessions[session] = None
         try:
-            connection.setblocking(False)
-            reader, writer = await asyncio.open_connection(sock=connection)
-            await _TcpSession(self, reader, writer, process, self._limits).run()
+            await session.run()
         finally:
-            self._connections -= 1
+            self._sessions.pop(session, None)
+
+    def _end_the_idlest(self) -> None:
+        session = next((each for each in self._sessions if each.idle), next(iter(self._sessions)))
+        del self._sessions[session]
+        session.end()
+
+    def asks(self, session: _TcpSession) -> None:
+        """A question has come over `session`."""
+        if session in self._sessions:
+            del self._sessions[session]
+            self._sessions[session] = None
 
     async def answer(self, wire: bytes, process: Process | None, *, udp: bool) -> bytes | None:
         """The answer to one message; None when it deserves none. Never raises for anything in `wire`."""
@@ -140,24 +150,15 @@ class DnsServer:
         max_bytes = question.udp_bytes(self._limits.udp_answer_bytes) if udp else _MAX_MESSAGE_BYTES
         return to_wire(question, await self._reply_in_time(question, process), max_bytes)
 
-    async def _answer_udp(self, stream: asyncio_dgram.aio.DatagramServer, wire: bytes, peer: _Peer) -> None:
-        # Asked for before anything is awaited: the port may be another program's a moment later.
-        process = self._asker((peer[0], peer[1]))
-        answer = await self.answer(wire, process, udp=True)
-        if answer is None:
-            return
-        try:
-            await stream.send(answer, peer)
-        except (OSError, asyncio_dgram.TransportClosed):
-            # Whoever asked has gone or the socket is closing; a UDP client asks again.
-            return
-
     async def _reply_in_time(self, question: Question, process: Process | None) -> Reply:
         try:
             async with asyncio.timeout(self._limits.query_s):
                 return await self._reply(question, process)
         except TimeoutError:
             return _failed("no answer in time")
+        except OSError as error:
+            # Nothing of ours is left to answer with, descriptors say; the server must outlive that.
+            return _failed(error.strerror or type(error).__name__)
 
     async def _reply(self, question: Question, process: Process | None) -> Reply:
         host = question.host()
@@ -175,6 +176,8 @@ class DnsServer:
         return await self._addresses(host, question.rdtype, process)
 
     async def _addresses(self, host: str, rdtype: dns.rdatatype.RdataType, process: Process | None) -> Reply:
+        if not self.admit(host, process):
+            return _failed(_RATIONED)
         try:
             answer = await self._resolver.resolve(host, rdtype)
         except UpstreamError as error:
@@ -195,7 +198,7 @@ class DnsServer:
     def _given(self, permit: Permit, answer: Answer, rdtype: dns.rdatatype.RdataType, process: Process | None) -> Reply:
         # An IPv4-mapped AAAA was judged as the IPv4 address it is, and is not an answer of this family.
         judged = [each.address for each in permit.endpoints if each.address.version == _VERSION_OF[rdtype]]
-        given = self._names.give(permit.host, judged)
+        given = self._names.give(permit.host, judged, invented=not self._ration.spelled_out(permit.host))
         if given is None:
             self._log.allowed(permit.host, rdtype, process, reason="no address left to give for a name")
             return _failed("no address left to give for a name")
@@ -249,14 +252,26 @@ class _TcpSession:
         self._limits = limits
         self._slots = asyncio.Semaphore(limits.tcp_pipelined)
         self._sending = asyncio.Lock()
+        self._unanswered = 0
         # drain() then means "the kernel has it all", so aborting afterwards loses nothing.
         writer.transport.set_write_buffer_limits(0)
+
+    @property
+    def idle(self) -> bool:
+        """No question is waiting for its answer."""
+        return not self._unanswered
+
+    def end(self) -> None:
+        """Close, now."""
+        self._writer.transport.abort()
 
     async def run(self) -> None:
         try:
             async with asyncio.TaskGroup() as queries:
                 while (wire := await self._next()) is not None:
+                    self._server.asks(self)
                     await self._slots.acquire()
+                    self._unanswered += 1
                     queries.create_task(self._answer(wire))
         finally:
             self._writer.transport.abort()
@@ -277,6 +292,7 @@ class _TcpSession:
             if answer is not None:
                 await self._send(len(answer).to_bytes(2, "big") + answer)
         finally:
+            self._unanswered -= 1
             self._slots.release()
 
     async def _send(self, data: bytes) -> None:
@@ -329,8 +345,17 @@ class _LookupLog:
         record.reason = reason
         self._write(record, reason)
 
+    def rationed(self, host: str, process: Process | None) -> None:
+        """A name too many; one of them stands for all that a process asks for."""
+        record = _record(host, process)
+        record.denial_category, record.reason = "rate", _RATIONED
+        self._write_once_for(("rationed", record.pid), record)
+
     def _write(self, record: Record, kind: object) -> None:
-        worth = self._window.judge((record.target, record.pid, kind))
+        self._write_once_for((record.target, record.pid, kind), record)
+
+    def _write_once_for(self, key: tuple[object, ...], record: Record) -> None:
+        worth = self._window.judge(key)
         if worth is Worth.OVERFLOW:
             overflow = _record(None, None)
             overflow.reason = "more lookups than are recorded; the rest of this minute's are left out"
@@ -360,23 +385,3 @@ def _failed(reason: str) -> Reply:
 
 def _emptiness(answer: Answer) -> str:
     return "no such name" if answer.rcode == dns.rcode.NXDOMAIN else "no address of this family"
-
-
-async def _unconnected(sock: socket.socket) -> DatagramServer:
-    # Told apart before asyncio-dgram does: its way with connected sockets does not work on uvloop.
-    with contextlib.suppress(OSError):
-        sock.getpeername()
-        sock.close()
-    stream = None if sock.fileno() < 0 else await asyncio_dgram.from_socket(sock)
-    if not isinstance(stream, DatagramServer):
-        raise SandboxError("the DNS socket is connected to one client")
-    return stream
-
-
-async def _receive(stream: asyncio_dgram.aio.DatagramServer) -> tuple[bytes, _Peer] | None:
-    """The next datagram; None for an error the kernel reports about an earlier answer of ours."""
-    try:
-        wire, peer = await stream.recv()
-    except OSError:
-        return None
-    return (wire, peer) if isinstance(peer, tuple) else None

@@ -22,6 +22,8 @@ class Acceptor:
     """Serves `listeners` (listening, non-blocking, the caller's to close): a task of `handle` for each.
 
     `handle` owns the connection until it returns; then it is closed. It raises nothing but cancellation.
+    `make_room` is called when a connection waits that nothing is left for; it may end others. Otherwise the newcomer
+    waits in the backlog until one ends.
     """
 
     def __init__(
@@ -29,8 +31,9 @@ class Acceptor:
         listeners: Sequence[socket.socket],
         handle: Callable[[socket.socket], Awaitable[None]],
         limits: Limits,
+        make_room: Callable[[], None] = lambda: None,
     ) -> None:
-        self._listeners, self._handle, self._limits = listeners, handle, limits
+        self._listeners, self._handle, self._limits, self._make_room = listeners, handle, limits, make_room
         self._slots = asyncio.Semaphore(limits.flows)
         self._serving = 0
         self._idle = asyncio.Event()
@@ -54,6 +57,8 @@ class Acceptor:
     async def _accept_from(self, listener: socket.socket, group: asyncio.TaskGroup) -> None:
         while True:
             await first_readable(listener)
+            if self._slots.locked():
+                self._make_room()
             for _ in range(self._limits.accepts_per_wakeup):
                 await self._slots.acquire()
                 connection = await self._accept(listener)
@@ -63,6 +68,8 @@ class Acceptor:
                 self._serving += 1
                 self._idle.clear()
                 group.create_task(self._run(connection))
+                if self._slots.locked():
+                    break
 
     async def _accept(self, listener: socket.socket) -> socket.socket | None:
         """The next waiting connection; None when there is none, or not now."""
@@ -73,6 +80,7 @@ class Acceptor:
         except OSError as error:
             if error.errno not in _EXHAUSTED:
                 raise
+            self._make_room()
             await asyncio.sleep(self._limits.accept_backoff_s)
             return None
 

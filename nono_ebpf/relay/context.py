@@ -6,6 +6,7 @@ Must not know how any of them works: with four small stand-ins the whole relay r
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     import socket
 
     from nono_ebpf.audit.record import Record
-    from nono_ebpf.model import Endpoint, FlowOrigin, IPAddress, ResolvedAddress
+    from nono_ebpf.model import Endpoint, FlowOrigin, IPAddress, Process, ResolvedAddress
     from nono_ebpf.policy.rules import Policy
+    from nono_ebpf.relay.crowd import Crowd
     from nono_ebpf.relay.limits import Limits
     from nono_ebpf.relay.splice import Pipes
 
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 PROTOCOL: Final = "protocol"  # the client broke its protocol
 NO_ORIGIN: Final = "no_origin"  # the kernel has no record of the connection
 INTERNAL: Final = "internal"  # a fault of ours
+
+
+# Whether a process may have a permitted name looked up now; a refusal is recorded by whoever is asked.
+Admit = Callable[[str, "Process | None"], bool]
 
 
 class OriginSource(Protocol):
@@ -70,21 +76,25 @@ class Context:
     limits: Limits
     own_listeners: frozenset[Endpoint]
     pipes: Pipes
+    crowd: Crowd
+    admit: Admit
 
-    async def judge(self, ask: Ask) -> Permit | Denial:
-        """`decide()`, with the host's addresses looked up when it asks for them.
+    async def judge(self, ask: Ask, process: Process | None) -> Permit | Denial:
+        """`decide()`, with the host's addresses looked up when it asks for them, for `process`.
 
         Raises:
             UpstreamError: phase "resolve".
         """
         verdict = decide(self.policy, ask)
         if isinstance(verdict, Resolve):
-            verdict = decide(self.policy, replace(ask, addresses=await self._lookup(verdict.host)))
+            verdict = decide(self.policy, replace(ask, addresses=await self._lookup(verdict.host, process)))
         if isinstance(verdict, Resolve):
             raise UpstreamError("resolve", ask.host, "the verdict depends on a second name")
         return verdict
 
-    async def _lookup(self, host: str) -> tuple[ResolvedAddress, ...]:
+    async def _lookup(self, host: str, process: Process | None) -> tuple[ResolvedAddress, ...]:
+        if not self.admit(host, process):
+            raise UpstreamError("resolve", host, "too many new names were asked for")
         try:
             async with asyncio.timeout(self.limits.resolve_s):
                 return await self.resolver.lookup(host)

@@ -18,6 +18,8 @@ from nono_ebpf.errors import UpstreamError
 from nono_ebpf.wire import NEED_MORE, http1
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nono_ebpf.authority import Authority
     from nono_ebpf.model import Identity
     from nono_ebpf.relay.limits import Limits
@@ -50,7 +52,10 @@ class Outcome(Enum):
 
 
 class Exchange:
-    """One request and its response. `status` is set once a final response has begun to reach the client."""
+    """One request and its response. `status` is set once a final response has begun to reach the client.
+
+    `piece_bytes`: how much of a body may be taken into memory now.
+    """
 
     def __init__(
         self,
@@ -59,9 +64,10 @@ class Exchange:
         head: http1.RequestHead,
         addressed: Addressed,
         limits: Limits,
+        piece_bytes: Callable[[], int],
     ) -> None:
         self.client, self.upstream = client, upstream
-        self._head, self._addressed, self._limits = head, addressed, limits
+        self._head, self._addressed, self._limits, self._piece_bytes = head, addressed, limits, piece_bytes
         self._body = http1.request_body(head)
         self._had_body = not self._body.done
         self._websocket = http1.asks_for_websocket(head)
@@ -105,7 +111,7 @@ class Exchange:
         A server may answer and stop reading: its response then tells what happened.
         """
         try:
-            await _relay_body(self._body, self.client, self.upstream, self._limits)
+            await self._relay_body(self._body, self.client, self.upstream)
         except UpstreamError:
             return
 
@@ -125,7 +131,7 @@ class Exchange:
         close = until_close or http1.wants_close(self._head) or not self._body.done
         first = http1.response_bytes(head, close=close, chunked=chunked)
         self.status = head.status
-        await _relay_body(body, self.upstream, self.client, self._limits, first=first, chunked=chunked)
+        await self._relay_body(body, self.upstream, self.client, first=first, chunked=chunked)
         if close:
             return Outcome.CLOSE_BOTH
         return Outcome.CLOSE_UPSTREAM if http1.wants_close(head) else Outcome.KEEP
@@ -155,37 +161,50 @@ class Exchange:
 
     async def _next_head(self) -> http1.ResponseHead:
         upstream = self.upstream
-        while (parsed := http1.parse_response_head(upstream.unread, upstream.target)) is NEED_MORE:
-            if not await upstream.fill(self._limits.idle_s):
-                raise UpstreamError("read", upstream.target, "closed the connection before it answered")
+        if not upstream.unread:
+            await self._more_of_the_head()
+        if (parsed := http1.parse_response_head(upstream.unread, upstream.target)) is NEED_MORE:
+            parsed = await self._rest_of_the_head()
         head, size = parsed
         del upstream.unread[:size]
         return head
 
+    async def _rest_of_the_head(self) -> tuple[http1.ResponseHead, int]:
+        upstream = self.upstream
+        try:
+            async with asyncio.timeout(self._limits.response_head_s):
+                while (parsed := http1.parse_response_head(upstream.unread, upstream.target)) is NEED_MORE:
+                    await self._more_of_the_head()
+        except TimeoutError as error:
+            raise UpstreamError("read", upstream.target, "did not finish the head of its response") from error
+        return parsed
 
-async def _relay_body(
-    body: http1.Body,
-    source: Stream,
-    sink: Stream,
-    limits: Limits,
-    *,
-    first: bytes = b"",
-    chunked: bool | None = None,
-) -> None:
-    """Relay a message body, `first` in front of it.
+    async def _more_of_the_head(self) -> None:
+        if not await self.upstream.fill(self._limits.idle_s):
+            raise UpstreamError("read", self.upstream.target, "closed the connection before it answered")
 
-    `chunked` None: in chunks when the body comes in chunks.
-    """
-    chunked = isinstance(body, http1.ChunkedBody) if chunked is None else chunked
-    while True:
-        content = body.take(source.unread)
-        data = first + (http1.encode_chunk(content) if chunked else content)
-        if body.done and chunked:
-            data += http1.LAST_CHUNK
-        if data:
-            await sink.send(data, limits.idle_s)
-        if body.done:
-            return
-        first = b""
-        if not await source.fill(limits.idle_s, limits.copy_bytes):
-            body.end_of_stream()
+    async def _relay_body(
+        self, body: http1.Body, source: Stream, sink: Stream, *, first: bytes = b"", chunked: bool | None = None
+    ) -> None:
+        """Relay a message body, `first` in front of it.
+
+        `chunked` None: in chunks when the body comes in chunks.
+        """
+        chunked = isinstance(body, http1.ChunkedBody) if chunked is None else chunked
+        while True:
+            held_bytes = len(source.unread)
+            content = body.take(source.unread)
+            data = first + (http1.encode_chunk(content) if chunked else content)
+            if body.done and chunked:
+                data += http1.LAST_CHUNK
+            if data:
+                await sink.send(data, self._limits.idle_s)
+            if body.done:
+                return
+            first = b""
+            # Between two that are always ready nothing waits, and no other flow would get its turn.
+            await asyncio.sleep(0)
+            if 0 < len(source.unread) < held_bytes:
+                continue  # what is left may be more of the body
+            if not await source.fill(self._limits.idle_s, self._piece_bytes()):
+                body.end_of_stream()

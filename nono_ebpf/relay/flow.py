@@ -24,15 +24,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nono_ebpf.audit.record import Mode, Record, open_record
+from nono_ebpf.audit.window import Worth
 from nono_ebpf.authority import Authority
 from nono_ebpf.errors import ClientProtocolError, NonoError, UpstreamError
-from nono_ebpf.model import FlowOrigin, Identity
+from nono_ebpf.model import FlowOrigin, Identity, Process
 from nono_ebpf.policy.decide import Ask, Denial, Permit
 from nono_ebpf.relay import refuse
 from nono_ebpf.relay.context import INTERNAL, NO_ORIGIN, PROTOCOL, Context, note_verdict
 from nono_ebpf.relay.http import Addressing, Conversation, Redirected, addressed_to_proxy
 from nono_ebpf.relay.refuse import Language, Refusal
-from nono_ebpf.relay.stream import Stream, Upstream, first_readable, reason_of
+from nono_ebpf.relay.stream import Activity, Stream, Upstream, activity_of, first_readable, reason_of
 from nono_ebpf.relay.tunnel import tunnel
 from nono_ebpf.relay.upstream import dial
 from nono_ebpf.wire import NEED_MORE, http1
@@ -59,14 +60,39 @@ class Flow:
         self._flow_id = secrets.token_hex(8)
         self._record = open_record("flow", "redirect")
         self._started = time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+        self._displaced = False
+
+    @property
+    def _process(self) -> Process | None:
+        return None if self._origin is None else self._origin.process
+
+    @property
+    def owner(self) -> int | None:
+        """The process that opened it; None until the kernel was asked."""
+        return None if self._process is None else self._process.pid
+
+    def activity(self) -> Activity:
+        """What the client was sent, and when."""
+        return activity_of(self._client.sock)
+
+    def make_way(self, reason: str) -> None:
+        """End soon, with a RST on both sides and `reason` on record."""
+        self._displaced, self._record.reason = True, reason
+        if self._task is not None:
+            self._task.cancel()
 
     async def run(self) -> None:
         """Carry the flow to its end. Whatever happens, both sockets are closed and a record is written.
 
         No exception leaves but cancellation: a flow's failure is that flow's alone.
         """
+        self._task = asyncio.current_task()
         try:
             await self._serve()
+        except asyncio.CancelledError:
+            self._fail("the sandbox ended")
+            raise
         except OSError as error:
             self._fail(f"client: {reason_of(error)}")
         except NonoError as error:
@@ -80,7 +106,15 @@ class Flow:
     def _fail(self, reason: str, *, internal: bool = False) -> None:
         if internal or self._record.reason is None:
             self._record.reason = reason
+        self._reset()
+
+    def _reset(self) -> None:
+        """Both sides at once: something else than the two of them ends the flow."""
         self._client.reset()
+        if self._upstream is not None:
+            self._upstream.reset()
+        if self._conversation is not None:
+            self._conversation.reset()
 
     def _close(self) -> None:
         try:
@@ -96,13 +130,24 @@ class Flow:
         """One record for the flow, unless it carried HTTP requests, which have their own."""
         record = self._record
         carried_requests = self._conversation is not None and self._conversation.requests > 0
-        if carried_requests and record.denial_category != INTERNAL:
+        if carried_requests and not self._displaced and record.denial_category != INTERNAL:
+            return
+        if self._displaced and not self._worth_recording():
             return
         record.duration_ms = round((time.monotonic() - self._started) * 1000)
         if self._upstream is not None:
             record.bytes_sent = self._upstream.sent_bytes
             record.bytes_received = self._client.sent_bytes
         self._context.audit.write(record)
+
+    def _worth_recording(self) -> bool:
+        """Of flows that made way for others, like ones are recorded once, and a bounded number in all."""
+        record = self._record
+        worth = self._context.crowd.worth_recording((record.pid, record.target, record.original_destination))
+        if worth is Worth.OVERFLOW:
+            self._record = open_record(record.event, record.mode)
+            self._record.reason = "more connections made way for others than are recorded within a minute"
+        return worth is not Worth.NOTHING
 
     def _open_record(self, event: str, mode: Mode) -> Record:
         record = open_record("request" if event == "request" else "flow", mode, origin=self._origin)
@@ -252,25 +297,28 @@ class Flow:
         too. Raises ClientProtocolError: malformed, or incomplete when the deadline is over (408).
         """
         client = self._client
-        try:
-            if not client.unread:
-                if upstream is not None and await self._upstream_speaks_first(upstream):
-                    return None
+        if not client.unread:
+            # Nobody speaking at all ends the flow: after the wait no first bytes would be looked at.
+            if upstream is not None and await self._upstream_speaks_first(upstream):
+                return None
+            try:
                 if not await client.fill(self._limits.first_bytes_s):
                     return Opaque()
-        except TimeoutError:
-            return Opaque()
+            except TimeoutError:
+                return Opaque()
         try:
             async with asyncio.timeout(self._limits.sniff_s):
                 while (sniffed := classify(client.unread)) is NEED_MORE:
                     if not await client.fill(self._limits.sniff_s):
-                        return Opaque()
+                        # The end of the stream ends the line: "GET /x" is a request to some servers.
+                        sniffed = classify(client.unread + b"\n")
+                        return Opaque() if sniffed is NEED_MORE else sniffed
         except TimeoutError as error:
             raise ClientProtocolError("the client did not finish its first message", status=408) from error
         return sniffed
 
     async def _upstream_speaks_first(self, upstream: Upstream) -> bool:
-        """Wait for either side, as long as an idle connection may stay; the client wins a tie."""
+        """Wait for either side, as long as an idle connection may stay; the client wins a tie. Raises TimeoutError."""
         async with asyncio.timeout(self._limits.idle_s):
             return await first_readable(self._client.sock, upstream.sock) is upstream.sock
 
@@ -291,7 +339,7 @@ class Flow:
             record.sniff = self._record.sniff
             return record
 
-        self._conversation = Conversation(self._context, self._client, addressing, new_record)
+        self._conversation = Conversation(self._context, self._client, addressing, self._process, new_record)
         if upstream is not None and authority is not None:
             self._conversation.adopt(upstream, authority)
         return await self._conversation.run()
@@ -301,7 +349,7 @@ class Flow:
     async def _judge(self, ask: Ask) -> Permit | Denial:
         record = self._record
         record.identity, record.target, record.port = ask.identity.value, ask.host, ask.port
-        verdict = await self._context.judge(ask)
+        verdict = await self._context.judge(ask, self._process)
         note_verdict(record, verdict)
         return verdict
 

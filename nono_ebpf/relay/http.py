@@ -28,6 +28,7 @@ from nono_ebpf.wire import NEED_MORE, http1
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nono_ebpf.model import Process
     from nono_ebpf.relay.limits import Limits
     from nono_ebpf.relay.stream import Stream, Upstream
 
@@ -91,17 +92,17 @@ def addressed_to_proxy(head: http1.RequestHead) -> Addressed:
     return Addressed(http1.absolute_authority(text), Identity.AUTHORITY, (), target)
 
 
-async def read_request_head(client: Stream, limits: Limits) -> http1.RequestHead | None:
+async def read_request_head(client: Stream, limits: Limits, patience_s: float) -> http1.RequestHead | None:
     """Take the next head off the front of `client.unread`, reading more as needed.
 
-    None when the client ends, or stays silent, before a request begins.
+    None when the client ends, or stays silent for `patience_s`, before a request begins.
 
     Raises:
         ClientProtocolError: malformed, incomplete (400), or too slow (408).
     """
     if not client.unread:
         try:
-            if not await client.fill(limits.keep_alive_s):
+            if not await client.fill(patience_s):
                 return None
         except TimeoutError:
             return None
@@ -124,10 +125,15 @@ class Conversation:
     """
 
     def __init__(
-        self, context: Context, client: Stream, addressing: Addressing, new_record: Callable[[], Record]
+        self,
+        context: Context,
+        client: Stream,
+        addressing: Addressing,
+        process: Process | None,
+        new_record: Callable[[], Record],
     ) -> None:
         self._context, self._limits = context, context.limits
-        self._client, self._addressing, self._new_record = client, addressing, new_record
+        self._client, self._addressing, self._process, self._new_record = client, addressing, process, new_record
         self._upstream: Upstream | None = None
         self._upstream_for: Authority | None = None
         self.requests = 0
@@ -140,6 +146,12 @@ class Conversation:
         """Let go of the upstream."""
         if self._upstream is not None:
             self._upstream.close()
+            self._upstream = None
+
+    def reset(self) -> None:
+        """Let go of the upstream in the middle of whatever it was doing."""
+        if self._upstream is not None:
+            self._upstream.reset()
             self._upstream = None
 
     async def run(self) -> http1.RequestHead | None:
@@ -155,8 +167,10 @@ class Conversation:
         return None
 
     async def _next_head(self) -> http1.RequestHead | None:
+        # A client that connects to a proxy has something to ask.
+        patience_s = self._limits.keep_alive_s if self.requests else self._limits.first_bytes_s
         try:
-            return await read_request_head(self._client, self._limits)
+            return await read_request_head(self._client, self._limits, patience_s)
         except ClientProtocolError as error:
             record = self._new_record()
             self.requests += 1
@@ -206,7 +220,7 @@ class Conversation:
         if isinstance(permit, Denial):
             return await self._refuse(record, refuse.denied(permit), head_only=head.method == "HEAD")
         if (kept := self._kept_for(addressed.authority)) is not None:
-            exchange = Exchange(self._client, kept, head, addressed, self._limits)
+            exchange = self._exchange(kept, head, addressed)
             try:
                 return await self._finish(exchange, record)
             except UpstreamError:
@@ -215,16 +229,19 @@ class Conversation:
                 if not exchange.repeatable:
                     raise
         upstream = await self._dial(permit, addressed.authority)
-        return await self._finish(Exchange(self._client, upstream, head, addressed, self._limits), record)
+        return await self._finish(self._exchange(upstream, head, addressed), record)
+
+    def _exchange(self, upstream: Upstream, head: http1.RequestHead, addressed: Addressed) -> Exchange:
+        piece_bytes = self._context.crowd.piece_bytes
+        return Exchange(self._client, upstream, head, addressed, self._limits, piece_bytes)
 
     async def _judge(self, addressed: Addressed, record: Record) -> Permit | Denial:
         authority = addressed.authority
         # Of the origin-form: an absolute-form target could hold userinfo.
         record.path = without_query(addressed.target)
         record.identity, record.target, record.port = addressed.identity.value, authority.host, authority.port
-        verdict = await self._context.judge(
-            Ask(host=authority.host, port=authority.port, identity=addressed.identity, also=addressed.also)
-        )
+        ask = Ask(host=authority.host, port=authority.port, identity=addressed.identity, also=addressed.also)
+        verdict = await self._context.judge(ask, self._process)
         note_verdict(record, verdict)
         return verdict
 

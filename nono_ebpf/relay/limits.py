@@ -13,13 +13,16 @@ class Limits:
     """Seconds end in `_s`, sizes in `_bytes`; everything else is a count."""
 
     # Connections.
-    flows: int = 4096  # two sockets each; the rest waits in the backlog
+    flows: int = 4096  # two sockets each, and four pipe ends while both directions are stuck
+    displaced_at_once: int = 32  # when all are taken; a look at every flow costs some 10 ms, so not for each newcomer
+    displaced_records: int = 1024  # of flows that were displaced, like ones once, in each window
+    displaced_window_s: float = 60.0
     accepts_per_wakeup: int = 64  # then established flows get their turn
     accept_backoff_s: float = 0.1  # after EMFILE: a flow has to end first, asking sooner only burns CPU
 
     # Learning what a client wants.
     sniff_s: float = 10.0  # from a client's first byte to a whole ClientHello or HTTP head
-    first_bytes_s: float = 10.0  # for a client nobody knows a name for: nothing is dialled before it speaks
+    first_bytes_s: float = 10.0  # for a client of which no name is known: nothing is dialled before it speaks
     refusal_wait_s: float = 2.0  # for a denied client to show its language; ssh and SMTP clients never do
 
     # The far side.
@@ -31,12 +34,15 @@ class Limits:
     idle_s: float = 3600.0  # no byte in either direction; models think for long
     half_closed_s: float = 600.0  # the same once one side has finished: mostly it is simply gone
     copy_bytes: int = 262144  # per read of an HTTP body: larger gains nothing, 64 KiB costs a third
+    bodies_bytes: int = 64 << 20  # for all flows together: the more there are, the smaller their reads
+    piece_bytes: int = 16384  # but never smaller than this
     pipe_bytes: int = 1 << 20  # the most an unprivileged process may ask for (fs.pipe-max-size)
     spare_pipes: int = 16  # kept for the next burst: a quarter of fs.pipe-user-pages-soft
     splices_per_wakeup: int = 8  # up to 8 MiB, two milliseconds, before another flow gets its turn
 
     # HTTP/1.
     keep_alive_s: float = 75.0  # between two requests; nginx's default, longer than clients keep a connection
+    response_head_s: float = 30.0  # from its first byte to its last; before that, `idle_s`
     interim_responses: int = 64  # 1xx before one final response
     linger_s: float = 1.0  # reading on after a refusal, so that a RST does not overtake it (RFC 9112 §9.6)
     linger_bytes: int = 1 << 20

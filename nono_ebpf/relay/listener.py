@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nono_ebpf.relay.accept import Acceptor
-from nono_ebpf.relay.context import AuditSink, Context, NameTable, OriginSource, Resolver
+from nono_ebpf.relay.context import Admit, AuditSink, Context, NameTable, OriginSource, Resolver
+from nono_ebpf.relay.crowd import Crowd
 from nono_ebpf.relay.flow import Flow
 from nono_ebpf.relay.splice import Pipes
 
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 
 class Relay:
-    """The proxy of one sandbox. `own_listeners`: the addresses by which explicit proxy clients reach us."""
+    """The proxy of one sandbox. `own_listeners`: the addresses by which explicit proxy clients reach us.
+
+    `admit`: whether a permitted name may be looked up now.
+    """
 
     def __init__(
         self,
@@ -33,10 +37,13 @@ class Relay:
         audit: AuditSink,
         limits: Limits,
         own_listeners: Iterable[Endpoint],
+        admit: Admit = lambda _host, _process: True,
     ) -> None:
         self._limits = limits
         self._pipes = Pipes(limits)
-        self._context = Context(policy, resolver, names, origins, audit, limits, frozenset(own_listeners), self._pipes)
+        self._crowd = Crowd(limits)
+        own = frozenset(own_listeners)
+        self._context = Context(policy, resolver, names, origins, audit, limits, own, self._pipes, self._crowd, admit)
         self._acceptor: Acceptor | None = None
 
     async def serve(self, listeners: Sequence[socket.socket]) -> None:
@@ -44,7 +51,7 @@ class Relay:
 
         Called once. Cancelling ends every flow. Raises OSError when a listener itself is broken.
         """
-        self._acceptor = Acceptor(listeners, self._serve_flow, self._limits)
+        self._acceptor = Acceptor(listeners, self._serve_flow, self._limits, self._crowd.make_room)
         try:
             await self._acceptor.serve()
         finally:
@@ -56,4 +63,9 @@ class Relay:
             await self._acceptor.drain(timeout_s)
 
     async def _serve_flow(self, connection: socket.socket) -> None:
-        await Flow(self._context, connection).run()
+        flow = Flow(self._context, connection)
+        self._crowd.join(flow)
+        try:
+            await flow.run()
+        finally:
+            self._crowd.leave(flow)

@@ -7,8 +7,8 @@ flushes it before it reads again, so the receiver's pace is the sender's, and EA
 that the socket is empty. A lane borrows a pipe while bytes are in it and gives it back at once: a thousand
 idle flows hold no pipe.
 
-The end of one side is passed on with shutdown(SHUT_WR) once everything before it has been delivered. An error
-on either side makes both closes a RST, because a FIN would let a truncated stream look complete.
+The end of one side is passed on with shutdown(SHUT_WR) once everything before it has been delivered, and in no other
+case: what an error or the clock ended must be closed with a RST, because a FIN would let a truncated stream look whole.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from nono_ebpf.relay.stream import reason_of, reset_on_close
+from nono_ebpf.relay.stream import reason_of
 
 if TYPE_CHECKING:
     from nono_ebpf.relay.limits import Limits
@@ -98,7 +98,7 @@ class Spliced:
 async def splice(client: socket.socket, upstream: socket.socket, pipes: Pipes, limits: Limits) -> Spliced:
     """Relay until both sides have finished, one has failed, or nothing has moved for too long.
 
-    The sockets stay the caller's to close; after a failure their close sends a RST.
+    The sockets stay the caller's to close: with a FIN after "eof", else with a RST.
     """
     link = _Link(client, upstream, pipes, limits)
     try:
@@ -113,7 +113,6 @@ class _Link:
     def __init__(self, client: socket.socket, upstream: socket.socket, pipes: Pipes, limits: Limits) -> None:
         self.loop = asyncio.get_running_loop()
         self._limits = limits
-        self._sockets = client, upstream
         self._finished: asyncio.Future[Spliced] = self.loop.create_future()
         self._up = _Lane(self, client, upstream, pipes, limits.splices_per_wakeup)
         self._down = _Lane(self, upstream, client, pipes, limits.splices_per_wakeup)
@@ -143,12 +142,7 @@ class _Link:
 
     def fail(self, error: OSError) -> None:
         """Called by a lane whose sockets no longer work."""
-        self._abort("reset", reason_of(error))
-
-    def _abort(self, ended: Literal["reset", "idle"], problem: str) -> None:
-        for each in self._sockets:
-            reset_on_close(each)
-        self._finish(ended, problem)
+        self._finish("reset", reason_of(error))
 
     def _finish(self, ended: Literal["eof", "reset", "idle"], problem: str = "") -> None:
         self.release()
@@ -166,7 +160,7 @@ class _Link:
     def _check_idle(self) -> None:
         """Runs when the last deadline was due; bytes may have moved since, which only notes the time."""
         if self._moved_at + self._patience_s() <= self.loop.time():
-            self._abort("idle", f"nothing moved for {self._patience_s():g} s")
+            self._finish("idle", f"nothing moved for {self._patience_s():g} s")
         else:
             self._restart_timer()
 

@@ -3,8 +3,8 @@
 Knows sockets and the event loop. Must not know what the bytes mean.
 
 Contract of a stream: one owner; bytes leave `unread` only by the owner's hand, so nothing is parsed twice or
-lost; `close()` may be called at any time and more than once, and always closes; a deadline that passes raises
-TimeoutError.
+lost; `close()` and `reset()` may be called at any time and more than once, and always close; a deadline that passes
+raises TimeoutError.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import os
 import socket
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from nono_ebpf.errors import UpstreamError, UpstreamPhase
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 # socket(7): struct linger { int l_onoff; int l_linger; }. With zero seconds, close(2) sends RST instead of
 # FIN.
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-_HEAD_READ_BYTES: Final = 65536
+_FINISH_ON_CLOSE: Final = struct.pack("ii", 0, 0)
+# struct tcp_info, linux/tcp.h: tcpi_last_data_sent, tcpi_last_data_recv, tcpi_bytes_acked.
+_TCP_INFO: Final = struct.Struct("=44xI4xI64xQ")
+# More than nearly every head, and what a flow can hold beyond the longest one.
+_HEAD_READ_BYTES: Final = 16384
 
 
 def tune(connection: socket.socket) -> None:
@@ -37,13 +42,25 @@ def tune(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
-def reset_on_close(connection: socket.socket) -> None:
-    """Make the close that follows an abort (RST), so that the peer does not take truncation for the end."""
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """`answered`: the peer has received something from us. `idle_ms`: since anything was carried, either way.
+
+    Of what is not answered `idle_ms` is its age: what a client says into the void is no progress.
+    """
+
+    answered: bool
+    idle_ms: int
+
+
+def activity_of(connection: socket.socket) -> Activity:
+    """What the kernel remembers, so that nobody has to count. A socket that is gone has been idle for ever."""
     try:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        raw = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        sent_ms, received_ms, acked_bytes = _TCP_INFO.unpack(raw)
     except OSError:
-        # Only a socket that is no longer connected refuses this, and nobody is left to be told.
-        return
+        return Activity(answered=False, idle_ms=0)
+    return Activity(True, min(sent_ms, received_ms)) if acked_bytes else Activity(False, sent_ms)
 
 
 async def first_readable(*connections: socket.socket) -> socket.socket:
@@ -74,12 +91,14 @@ class Stream:
     """The client's side of a flow; takes a connected, tuned socket and owns it.
 
     OSErrors pass through: when the client is gone there is nobody to answer.
+    Any end but `close` is a RST, also that of a process which was killed: a FIN would make what was cut off look whole.
     """
 
     __slots__ = ("at_eof", "received_bytes", "sent_bytes", "sock", "unread")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self._set_linger(_RESET_ON_CLOSE)
         self.unread = bytearray()
         self.at_eof = False
         self.sent_bytes = self.received_bytes = 0
@@ -112,7 +131,7 @@ class Stream:
             sent = self._send_now(data)
             if sent < len(data):
                 async with asyncio.timeout(deadline_s):
-                    await asyncio.get_running_loop().sock_sendall(self.sock, bytes(data[sent:]))
+                    await asyncio.get_running_loop().sock_sendall(self.sock, memoryview(data)[sent:])
         except OSError as error:
             self._failed("write", error)
         self.sent_bytes += len(data)
@@ -147,13 +166,21 @@ class Stream:
             return
 
     def reset(self) -> None:
-        """Close with a RST."""
-        reset_on_close(self.sock)
-        self.close()
+        """Close with a RST. What was sent and not delivered yet is lost."""
+        self.sock.close()
 
     def close(self) -> None:
-        """Close with a FIN (RST when unread bytes are left in the kernel)."""
-        self.sock.close()
+        """Close with a FIN behind everything that was sent (RST when unread bytes are left in the kernel)."""
+        if self.sock.fileno() >= 0:
+            self._set_linger(_FINISH_ON_CLOSE)
+            self.sock.close()
+
+    def _set_linger(self, linger: bytes) -> None:
+        try:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        except OSError:
+            # Only a socket that is no longer connected refuses this, and nobody is left to be told.
+            return
 
 
 class Upstream(Stream):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 async def tunnel(client: Stream, upstream: Upstream, context: Context) -> Spliced:
-    """Relay until the flow ends. Both streams stay the caller's to close.
+    """Relay until the flow ends. Both streams stay the caller's to close; they are reset if it did not end in order.
 
     Raises:
         UpstreamError, OSError: the bytes read beforehand could not be delivered.
@@ -28,4 +28,7 @@ async def tunnel(client: Stream, upstream: Upstream, context: Context) -> Splice
     spliced = await splice(client.sock, upstream.sock, context.pipes, limits)
     upstream.sent_bytes += spliced.sent_bytes
     client.sent_bytes += spliced.received_bytes
+    if spliced.ended != "eof":
+        client.reset()
+        upstream.reset()
     return spliced

@@ -28,7 +28,11 @@ from nono_ebpf.wire import NEED_MORE, NeedMore
 
 # Ours: the largest default among common servers (Apache Tomcat and httpd stay at 8 to 64 KiB).
 MAX_HEAD_BYTES: Final = 65536
+# httpd and Tomcat take 100, Node.js 2,000; each costs us some microseconds in which no other flow gets its turn.
+MAX_FIELDS: Final = 512
 MAX_CHUNK_LINE_BYTES: Final = 1024
+# Handled in one go, some 5 ms. Chunks of one byte would otherwise make a quarter of a second of a read.
+MAX_CHUNK_STEPS: Final = 1024
 MAX_TRAILER_BYTES: Final = 16384
 
 Fields = tuple[tuple[bytes, bytes], ...]
@@ -39,6 +43,7 @@ _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\x7e]+) HTTP/1\.([01])")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,18}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 # RFC 9110 §7.6.1. "Proxy-Authorization" is for us, if for anybody; HTTP2-Settings belongs to the Upgrade we
@@ -83,7 +88,10 @@ class Body(Protocol):
         """The body is complete; what is left in the buffer belongs to the next message."""
 
     def take(self, buffer: bytearray) -> bytes:
-        """Remove this body's bytes from the front of `buffer` and return the content among them."""
+        """Remove this body's bytes from the front of `buffer` and return the content among them.
+
+        While that makes `buffer` shorter there may be more to take.
+        """
 
     def end_of_stream(self) -> None:
         """The sender has closed. Raises the sender's error when the body is incomplete."""
@@ -151,13 +159,15 @@ def _head_block(data: bytes | bytearray, start: int, fault: Fault) -> bytes | Ne
     if len(data) - start >= MAX_HEAD_BYTES:
         raise fault(f"HTTP head larger than {MAX_HEAD_BYTES} bytes", 431)
     # Otherwise a client that ends its lines with LF alone would wait for its deadline instead of its answer.
-    if data.find(b"\n\n", start) >= 0:
+    if _BARE_LF.search(data, start):
         raise fault("bare LF in HTTP head", 400)
     return NEED_MORE
 
 
 def _split_head(block: bytes, fault: Fault) -> tuple[bytes, Fields]:
     line, *rest = block.split(b"\r\n")
+    if len(rest) > MAX_FIELDS:
+        raise fault(f"more than {MAX_FIELDS} HTTP fields", 431)
     return line, tuple(_parse_field(each, fault) for each in rest)
 
 
@@ -382,10 +392,11 @@ class ChunkedBody:
         return self._state is _Chunk.DONE
 
     def take(self, buffer: bytearray) -> bytes:
-        """The content of every chunk, or part of one, at the front."""
+        """The content of the chunks, or part of one, at the front."""
         pieces: list[bytes] = []
-        while not self.done and self._step(buffer, pieces):
-            pass
+        for _ in range(MAX_CHUNK_STEPS):
+            if self.done or not self._step(buffer, pieces):
+                break
         return b"".join(pieces)
 
     def end_of_stream(self) -> None:

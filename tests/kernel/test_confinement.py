@@ -635,3 +635,5 @@ def test_the_proxy_runs_with_nothing() -> None:
     assert owner == 0  # not dumpable: nobody of its account may look
     assert limits["Max core file size"][:2] == ["0", "0"]
     assert limits["Max processes"][:2] == ["64", "64"]
+    assert int(limits["Max data size"][1]) <= 1 << 30
+    assert int(limits["Max open files"][1]) <= 32768

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Any
 
+import asyncio_dgram
 import dns.flags
 import dns.message
 import dns.rcode
@@ -25,7 +26,7 @@ SOA = "ns.example. admin.example. 1 3600 600 86400 20"  # RFC 2308: negative ans
 
 
 @dataclass
-class Nameserver(asyncio.DatagramProtocol):
+class Nameserver:
     """`seen` lists (name, type, transport). `gate` holds answers back until it is set."""
 
     zone: Zone
@@ -39,32 +40,34 @@ class Nameserver(asyncio.DatagramProtocol):
 
     async def __aenter__(self) -> Nameserver:
         self.gate.set()
-        loop = asyncio.get_running_loop()
         self._tcp = await asyncio.start_server(self._stream, "127.0.0.1", 0, family=socket.AF_INET)
         port = self._tcp.sockets[0].getsockname()[1]
         self.endpoint = Endpoint(IPv4Address("127.0.0.1"), port)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._udp, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", port))
+        self._udp = await asyncio_dgram.bind(("127.0.0.1", port))
+        self._tasks.add(asyncio.create_task(self._datagrams()))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._udp.close()
         self._tcp.close()
         await self._tcp.wait_closed()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._udp.close()
         for _ in range(3):  # transports that were closed on either side finish in the next turns of the loop
             await asyncio.sleep(0)
 
-    def datagram_received(self, data: bytes, addr: Any) -> None:
-        task = asyncio.get_running_loop().create_task(self._datagram(data, addr))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def _datagrams(self) -> None:
+        while True:
+            data, client = await self._udp.recv()
+            task = asyncio.create_task(self._datagram(data, client))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    async def _datagram(self, data: bytes, addr: Any) -> None:
+    async def _datagram(self, data: bytes, client: Any) -> None:
         if (answer := await self._answer(data, "udp")) is not None:
-            self._udp.sendto(answer, addr)
+            await self._udp.send(answer, client)
 
     async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._tasks.add(task := asyncio.current_task())

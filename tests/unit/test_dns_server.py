@@ -652,21 +652,69 @@ def test_datagrams_are_answered_to_their_sender(family: socket.AddressFamily, ru
 
 
 def test_slow_names_do_not_hold_up_others(run: Run) -> None:
-    """A query that waits for the upstream does not block the socket; the number that wait is bounded."""
+    """A query that waits for the upstream does not block the socket, and the oldest of too many makes way."""
 
     async def scenario() -> None:
         async with box("*.test", limits=Limits(outstanding_queries=1)) as b, udp(b) as (address, port):
             b.upstream.gate.clear()
             slow = dns.message.make_query("a.test", "A")
-            waiting = asyncio.create_task(dns.asyncquery.udp(slow, address, port=port, timeout=5))
+            waiting = asyncio.create_task(dns.asyncquery.udp(slow, address, port=port, timeout=0.2))
             while not b.upstream.seen:
                 await asyncio.sleep(0)
-            extra = dns.message.make_query("four.test", "A")
-            with pytest.raises(dns.exception.Timeout):
-                await dns.asyncquery.udp(extra, address, port=port, timeout=0.05)
+            quick = dns.message.make_query("localhost", "A")
+            assert addresses(await dns.asyncquery.udp(quick, address, port=port, timeout=5)) == ["127.0.0.1"]
             b.upstream.gate.set()
-            assert len(addresses(await waiting)) == 2
-            assert {name for name, _, _ in b.upstream.seen} == {"a.test"}
+            with pytest.raises(dns.exception.Timeout):
+                await waiting
+            again = await dns.asyncquery.udp(slow, address, port=port, timeout=5)
+            assert len(addresses(again)) == 2
+            assert [name for name, _, _ in b.upstream.seen] == ["a.test"]
+
+    run(scenario())
+
+
+def test_invented_names_are_rationed_and_spelled_out_ones_are_not(run: Run) -> None:
+    """The excess is a server failure that says why, is not forwarded, and is one record a window."""
+
+    async def scenario() -> None:
+        limits = Limits(new_names_of_process=2, new_names_of_process_per_s=0)
+        async with box("*.test", "four.test", limits=limits) as b:
+            for n in range(6):
+                last = await b.ask(f"invented{n}.test")
+            assert last.rcode() == dns.rcode.SERVFAIL
+            assert "too many new names" in explained(last)[0][1]
+            assert {name for name, _, _ in b.upstream.seen} == {"invented0.test", "invented1.test"}
+            assert addresses(await b.ask("four.test")) == ["203.0.113.4"]
+            (record,) = [each for each in b.records if each.denial_category == "rate"]
+            assert (record.target, record.pid, record.decision) == ("invented2.test", 4242, "deny")
+
+    run(scenario())
+
+
+def test_invented_names_cannot_use_up_the_addresses(run: Run) -> None:
+    """The last part of the table is for names that a rule spells out."""
+
+    async def scenario() -> None:
+        async with box("*.test", "four.test", names=NameTable(limit=8)) as b:
+            assert (await b.ask("big.test")).rcode() == dns.rcode.SERVFAIL
+            assert (await b.ask("same.test")).rcode() == dns.rcode.SERVFAIL
+            assert len(addresses(await b.ask("four.test"))) == 1
+
+    run(scenario())
+
+
+def test_running_out_of_descriptors_is_a_server_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server outlives it."""
+
+    async def scenario() -> None:
+        async with box("a.test") as b:
+
+            async def exhausted(host: str, rdtype: dns.rdatatype.RdataType) -> None:
+                raise OSError(24, "Too many open files")
+
+            monkeypatch.setattr(b.resolver, "resolve", exhausted)
+            response = await b.ask("a.test")
+            assert (response.rcode(), explained(response)[0][1]) == (dns.rcode.SERVFAIL, "Too many open files")
 
     run(scenario())
 
@@ -761,7 +809,7 @@ def test_silence_halves_and_oversized_messages_end_a_connection(sent: bytes, run
             await task
             with suppress(OSError):
                 assert await reader.read() == b""
-            assert b.server._connections == 0
+            assert not b.server._sessions
 
     run(scenario())
 
@@ -783,25 +831,50 @@ def test_a_client_that_does_not_read_is_let_go(run: Run) -> None:
                 await asyncio.sleep(0)
             await task
             ours.close()
-            assert b.server._connections == 0
+            assert not b.server._sessions
 
     run(scenario())
 
 
 def test_connections_are_bounded(run: Run) -> None:
-    """One more than the limit is closed at once; when one ends, there is room again."""
+    """One more than the limit ends the one that has asked nothing for the longest time."""
 
     async def scenario() -> None:
-        async with box(limits=Limits(tcp_connections=1)) as b:
-            async with tcp(b) as (reader, writer, _):
-                writer.write(framed("localhost", 1))
-                await read_message(reader)
-                async with tcp(b) as (extra, _, task):
-                    await task
-                    assert await extra.read() == b""
-            async with tcp(b) as (reader, writer, _):
-                writer.write(framed("localhost", 2))
-                assert (await read_message(reader)).id == 2
+        async with (
+            box(limits=Limits(tcp_connections=2)) as b,
+            tcp(b) as (reader, writer, _),
+            tcp(b) as (silent, _, ended),
+        ):
+            writer.write(framed("localhost", 1))
+            await read_message(reader)
+            async with tcp(b) as (extra, extra_writer, _):
+                await ended
+                assert await silent.read() == b""
+                for question, answers in ((writer, reader), (extra_writer, extra)):
+                    question.write(framed("localhost", 2))
+                    assert (await read_message(answers)).id == 2
+
+    run(scenario())
+
+
+def test_a_connection_with_a_question_under_way_is_not_idle(run: Run) -> None:
+    """Who holds connections open without a question gives way before who waits for an answer."""
+
+    async def scenario() -> None:
+        async with (
+            box("a.test", limits=Limits(tcp_connections=2)) as b,
+            tcp(b) as (reader, writer, _),
+            tcp(b) as (_, idle, ended),
+        ):
+            b.upstream.gate.clear()
+            writer.write(framed("a.test", 1))
+            while not b.upstream.seen:
+                await asyncio.sleep(0)
+            idle.write(framed("localhost", 3))
+            async with tcp(b):
+                await ended
+            b.upstream.gate.set()
+            assert len(addresses(await read_message(reader))) == 2
 
     run(scenario())
 

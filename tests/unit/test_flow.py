@@ -687,3 +687,32 @@ def test_addresses_are_tried_in_turn(run: Run) -> None:
             await it.ended()
 
     run(script())
+
+
+def test_nobody_speaks(run: Run) -> None:
+    """A permitted flow on which nothing is ever said ends; it does not become a tunnel that nobody looks into."""
+
+    async def script() -> None:
+        async with Relaying("a.test", limits=replace(LIMITS, idle_s=0.05)) as it:
+            client, server = await it.connect("a.test"), await it.accept()
+            for end in (client, server):
+                with pytest.raises(ConnectionResetError):
+                    await end.receive_all()
+            await it.ended()
+
+    run(script())
+
+
+def test_an_end_in_the_request_line_ends_the_line(run: Run) -> None:
+    """What some servers would answer as a request is not sent on unread."""
+
+    async def script() -> None:
+        async with Relaying("a.test") as it:
+            client, server = await it.connect("a.test"), await it.accept()
+            await client.send(b"GET /secret")
+            client.finish()
+            assert (await client.receive_all()).startswith(b"HTTP/1.1 400 ")
+            assert await server.receive_all() == b""
+            await it.ended()
+
+    run(script())

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import os
+from dataclasses import replace
 
 import pytest
-from kit.relaying import Peer, Relaying, Run, run
+from kit.relaying import LIMITS, Peer, Relaying, Run, run
 
 from nono_ebpf.model import ResolvedAddress
+from nono_ebpf.wire import http1
 
 __all__ = ["run"]
 
@@ -686,5 +689,77 @@ def test_head_request_is_refused_without_a_body(run: Run) -> None:
             answer = await client.receive_all()
             assert answer.startswith(b"HTTP/1.1 403 ")
             assert answer.endswith(b"\r\n\r\n")
+
+    run(script())
+
+
+def test_an_upstream_that_never_finishes_its_head_is_given_up(run: Run) -> None:
+    """A response head has a deadline from its first byte on, however often something comes."""
+
+    async def script() -> None:
+        async with Relaying("a.test", limits=replace(LIMITS, response_head_s=0.1)) as it:
+            client = await it.connect("a.test")
+            await client.send(get("a.test", it.port))
+            server = await it.accept()
+            await head_of(server)
+            await server.send(b"HTTP/1.1 200 OK\r\nX: ")
+            dripping = asyncio.ensure_future(drip(server))
+            assert (await client.receive_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 504 ")
+            client.finish()
+            (record,) = await it.ended()
+            assert record.reason == f"read a.test:{it.port}: did not finish the head of its response"
+            await dripping
+
+    async def drip(server: Peer) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await server.send(b"x")
+                await asyncio.sleep(0.01)
+
+    run(script())
+
+
+def test_a_body_of_tiny_chunks_arrives_whole(run: Run) -> None:
+    """Also when a part of it came with the head."""
+
+    async def script() -> None:
+        async with Relaying("a.test") as it:
+            client = await it.connect("a.test")
+            count = 20_000
+            head = get("a.test", it.port, more="Transfer-Encoding: chunked\r\n").replace(b"GET", b"POST")
+            sending = asyncio.ensure_future(client.send(head + b"1\r\nx\r\n" * count + b"0\r\n\r\n"))
+            server = await it.accept()
+            await head_of(server)
+            content, body = bytearray(), http1.ChunkedBody(http1.upstream_fault("test"))
+            buffer = bytearray()
+            while not body.done:
+                buffer += await server._recv(65536)
+                while (held := len(buffer)) and not body.done:
+                    content += body.take(buffer)
+                    if len(buffer) == held:
+                        break
+            assert content == b"x" * count
+            await sending
+            await server.send(OK)
+            assert (await client.receive_until(b"ok")).startswith(b"HTTP/1.1 200 OK\r\n")
+
+    run(script())
+
+
+def test_a_client_of_the_proxy_that_asks_nothing_is_let_go(run: Run) -> None:
+    """Before its first request the wait is short; between two it is as long as servers allow."""
+
+    async def script() -> None:
+        async with Relaying("a.test", limits=replace(LIMITS, first_bytes_s=0.05)) as it:
+            silent = await it.connect_to_proxy()
+            assert await silent.receive_all() == b""
+            asking = await it.connect_to_proxy()
+            await asking.send(b"GET http://a.test:%d/ HTTP/1.1\r\nHost: a.test\r\n\r\n" % it.port)
+            server = await it.accept()
+            await head_of(server)
+            await server.send(OK)
+            await asking.receive_until(b"ok")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asking.receive(1), 0.2)
 
     run(script())

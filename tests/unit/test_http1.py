@@ -326,3 +326,38 @@ class TestWebSocket:
         assert not http1.asks_for_websocket(request(*self.FIELDS, line="GET / HTTP/1.0"))
         assert not http1.asks_for_websocket(request(*self.FIELDS, "Upgrade: h2c", line="GET / HTTP/1.1"))
         assert not http1.asks_for_websocket(request(*self.FIELDS, "Content-Length: 1", line="GET / HTTP/1.1"))
+
+
+def test_the_number_of_fields_is_bounded() -> None:
+    """A head of tiny fields costs more to read than its size shows."""
+    field = b"a:\r\n"
+    within = b"GET / HTTP/1.1\r\nHost: a\r\n" + field * (http1.MAX_FIELDS - 1) + b"\r\n"
+    parsed = http1.parse_request_head(within)
+    assert parsed is not NEED_MORE
+    assert len(parsed[0].fields) == http1.MAX_FIELDS
+    with pytest.raises(ClientProtocolError) as caught:
+        http1.parse_request_head(within[:-2] + field + b"\r\n")
+    assert caught.value.status == 431
+    with pytest.raises(UpstreamError):
+        http1.parse_response_head(b"HTTP/1.1 200 OK\r\n" + field * (http1.MAX_FIELDS + 1) + b"\r\n", "a.test")
+
+
+def test_tiny_chunks_are_taken_a_part_at_a_time() -> None:
+    """However small the chunks, one call is short; the next ones find everything that is left."""
+    count = http1.MAX_CHUNK_STEPS
+    buffer = bytearray(b"1\r\nx\r\n" * count + b"0\r\n\r\nnext")
+    body = http1.request_body(RequestHead("POST", "/", "1.1", ((b"Host", b"a"), (b"Transfer-Encoding", b"chunked"))))
+    pieces = [body.take(buffer)]
+    assert 0 < len(pieces[0]) < count
+    while not body.done:
+        held = len(buffer)
+        pieces.append(body.take(buffer))
+        assert len(buffer) < held
+    assert (b"".join(pieces), bytes(buffer)) == (b"x" * count, b"next")
+
+
+@pytest.mark.parametrize("ending", [b"\n", b"\n\r\n"])
+def test_a_bare_lf_is_told_at_once(ending: bytes) -> None:
+    """Nothing that follows could make it well formed, so nobody waits for it."""
+    with pytest.raises(ClientProtocolError, match="bare LF"):
+        http1.parse_request_head(b"GET / HTTP/1.1\nHost: a" + ending)

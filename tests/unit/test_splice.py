@@ -164,8 +164,6 @@ def test_half_closed_flow_has_its_own_deadline(run: Run) -> None:
             link.client.finish()
             ended = await link.ended()
             assert (ended.ended, ended.problem) == ("idle", "nothing moved for 0.05 s")
-            with pytest.raises(ConnectionResetError):
-                await link.client.receive_all()
 
     run(script())
 

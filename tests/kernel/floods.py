@@ -1,0 +1,187 @@
+"""What test_floods.py runs inside a sandbox: a flood in processes of its own, and beside it a client that behaves.
+
+`floods.py KIND REQUESTS`. The flood goes on from before the client's first request until after its last one. Printed is
+what the client got, as JSON. At the very end a connection to the echo service tells the test that it may measure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+GOOD, VICTIM, WILD, ECHO = "one.example.com", "two.example.com", "example.com", "echo.example.com"
+RESOLVER = ("192.0.2.53", 53)  # any address: the hooks lead every question to the sandbox's own
+HELD, FORKS = 5000, 50
+SLOW = 1000
+UNREAD, UNREAD_BYTES = 64, 4 << 20
+RESOLVER_TRIES = 10
+PAUSE_S, AT_ONCE = 0.1, 64  # the flood leaves the machine itself some time
+PATIENCE_S = 40
+PROXY = ("127.0.0.1", int(os.environ.get("http_proxy", ":0").rstrip("/").rpartition(":")[2]))
+HELLO = bytes.fromhex("1603010200010001fc0303") + bytes(512)
+
+
+def connecting(to: tuple[str, int]) -> socket.socket:
+    """A connection under way."""
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.connect_ex(to)
+    return sock
+
+
+class Held:
+    """Connections that are opened again whenever they are ended; `talk` is called with each now and then."""
+
+    def __init__(
+        self, count: int, to: tuple[str, int], talk: Callable[[socket.socket, int], object] | None = None
+    ) -> None:
+        self._to, self._talk = to, talk
+        self._poll = select.epoll()
+        self._open: dict[int, tuple[socket.socket, int]] = {}
+        for _ in range(count):
+            self._one_more()
+
+    def _one_more(self) -> None:
+        sock = connecting(self._to)
+        self._open[sock.fileno()] = (sock, 0)
+        self._poll.register(sock.fileno(), select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR)
+
+    def go_on(self) -> None:
+        while True:
+            time.sleep(PAUSE_S)
+            for fd, _ in self._poll.poll(0, AT_ONCE):
+                self._open.pop(fd)[0].close()
+                self._one_more()
+            for fd, (sock, turn) in list(self._open.items()) if self._talk else ():
+                try:
+                    self._talk(sock, turn)
+                    self._open[fd] = sock, turn + 1
+                except OSError:
+                    continue
+
+
+def once(request: str) -> Callable[[socket.socket, int], object]:
+    """Says `request`, then nothing any more."""
+    return lambda sock, turn: turn or sock.send(request.encode())
+
+
+def idle(victim: str) -> None:
+    Held(HELD, (victim, 80)).go_on()
+
+
+def idle_processes(victim: str) -> None:
+    """The same number, but no process has more than a hundred."""
+    for _ in range(FORKS - 1):
+        if os.fork() == 0:
+            break
+    Held(HELD // FORKS, (victim, 80)).go_on()
+
+
+def idle_clients_of_the_proxy(_: str) -> None:
+    Held(HELD, PROXY).go_on()
+
+
+def idle_tunnels(_: str) -> None:
+    """Connections to the proxy itself, each with an answer before it falls silent."""
+    Held(HELD, PROXY, once(f"CONNECT {VICTIM}:80 HTTP/1.1\r\nHost: {VICTIM}\r\n\r\n")).go_on()
+
+
+def slow_heads(victim: str) -> None:
+    Held(SLOW, (victim, 80), lambda sock, turn: sock.send(b"x" if turn else b"GET / HTTP/1.1\r\nX: ")).go_on()
+
+
+def slow_hellos(victim: str) -> None:
+    Held(SLOW, (victim, 443), lambda sock, turn: sock.send(HELLO[turn : turn + 1])).go_on()
+
+
+def unread(victim: str) -> None:
+    Held(UNREAD, (victim, 80), once(f"GET /bytes/{UNREAD_BYTES} HTTP/1.1\r\nHost: {VICTIM}\r\n\r\n")).go_on()
+
+
+def question(name: str) -> bytes:
+    labels = b"".join(bytes((len(label),)) + label.encode() for label in name.split("."))
+    return random.randbytes(2) + b"\x01\0\0\x01\0\0\0\0\0\0" + labels + b"\0\0\x01\0\x01"
+
+
+def datagrams(_: str) -> None:
+    """Questions for names that were never asked for, for one that is known, and what is no question."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    while True:
+        for wire in (question(f"{random.randbytes(8).hex()}.{WILD}"), question(VICTIM), random.randbytes(40)):
+            sock.sendto(wire, RESOLVER)
+
+
+def dns_connections(_: str) -> None:
+    """Held open with half a question."""
+    held = []
+    for _ in range(2000):
+        sock = socket.create_connection(RESOLVER)
+        sock.send(b"\0")
+        held.append(sock)
+    signal.pause()
+
+
+def requests(count: int, kept: socket.socket) -> Iterator[float]:
+    """The seconds that each of so many requests took, name and connection included; `kept` is used beside them."""
+    for _ in range(count):
+        assert get(kept) == b"200"
+        began = time.monotonic()
+        with socket.create_connection((resolved(GOOD), 80), timeout=PATIENCE_S) as sock:
+            assert get(sock) == b"200"
+        yield time.monotonic() - began
+
+
+def resolved(name: str) -> str:
+    """An address of `name`, asked for again when no answer comes, as resolvers do."""
+    for _ in range(RESOLVER_TRIES - 1):
+        try:
+            return socket.gethostbyname(name)
+        except socket.gaierror:
+            continue
+    return socket.gethostbyname(name)
+
+
+def get(sock: socket.socket) -> bytes:
+    sock.sendall(f"GET / HTTP/1.1\r\nHost: {GOOD}\r\nConnection: keep-alive\r\n\r\n".encode())
+    answer = b""
+    while not answer.endswith(b"}"):
+        more = sock.recv(65536)
+        assert more, answer
+        answer += more
+    return answer.split()[1]
+
+
+def main() -> None:
+    kind, count = sys.argv[1], int(sys.argv[2])
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    victim = socket.gethostbyname(VICTIM)
+    kept = socket.create_connection((GOOD, 80), timeout=PATIENCE_S)
+    assert get(kept) == b"200"
+    flood = os.fork()
+    if flood == 0:
+        os.setpgid(0, 0)
+        globals()[kind](victim)
+    time.sleep(2)
+    took = sorted(requests(count, kept))
+    print(json.dumps(took))
+    sys.stdout.flush()
+    with socket.create_connection((resolved(ECHO), 7), timeout=PATIENCE_S) as sock:
+        sock.sendall(b"measure")
+        sock.shutdown(socket.SHUT_WR)
+        sock.recv(16)
+    os.killpg(flood, signal.SIGKILL)
+
+
+main()
