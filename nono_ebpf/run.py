@@ -27,6 +27,7 @@ from nono_ebpf.kernel.netns import OWN_V4, OWN_V6
 from nono_ebpf.sandbox import handover, signals, state, view
 from nono_ebpf.sandbox.init import Command, Init, Surroundings, cgroups_under
 from nono_ebpf.sandbox.proxy_process import ProxyProcess
+from nono_ebpf.sandbox.streams import Copiers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,6 +69,9 @@ def run(request: Request) -> int:
     bpffs.ensure()
     sandbox = state.create()
     with ExitStack() as stack:
+        copiers = Copiers()
+        stack.callback(copiers.finish)
+        copiers.put_between()
         stack.callback(sandbox.remove)
         stack.callback(_take_terminal_back, os.getpgrp())
         return _Supervisor(request, sandbox, stack).run()

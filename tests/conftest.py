@@ -23,6 +23,11 @@ settings.register_profile("deep", max_examples=5000, deadline=None)
 settings.load_profile("fast")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Here, since options are read before any other directory's conftest."""
+    parser.addoption("--bypass-report", metavar="FILE", help="write the results of tests/bypass by class, as JSON")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Without root, the tests marked `root` are skipped, unless NONO_EXPECT names root."""
     if item.get_closest_marker("root") and os.geteuid() != 0:

@@ -148,7 +148,7 @@ def _build(channel: socket.socket, groups: Groups, surroundings: Surroundings) -
     _leave_user_namespace(channel)
     user = surroundings.view.user
     privileges.become(user.uid, user.gid, user.groups)
-    view.leave_covered_directory()
+    view.enter_working_directory()
     _leave_no_core_to_helpers()
     domain.enter()
     seccomp.confine_command()

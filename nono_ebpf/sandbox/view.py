@@ -129,15 +129,13 @@ def resolv_conf_for_sandbox(resolv_conf: str) -> bytes:
     return ("\n".join(["nameserver 127.0.0.1", *kept]) + "\n").encode()
 
 
-def leave_covered_directory() -> None:
-    """A working directory that the view covers is still the host's: find it by its name again, or take the root.
+def enter_working_directory() -> None:
+    """The working directory is still the one below the view's mounts: find it by its name again, or take the root.
 
     To be called with the command's own rights: who owns a directory above it may change what the name means.
     """
-    here = Path.cwd()
     try:
-        if not here.samefile("."):
-            os.chdir(here)
+        os.chdir(Path.cwd())
     except OSError:
         os.chdir("/")
 
@@ -159,6 +157,7 @@ def enter(view: View) -> None:
         stay = {path.relative_to(directory): kept[path] for path in kept if path.is_relative_to(directory)}
         _replace_socket_directory(fd, view.user, stay)
         os.close(fd)
+    _hold_in_place(view.user, [*view.sockets, *view.hidden, *aliases])
     _mask(view, aliases)
     for path, handle in kept.items():
         if path.is_relative_to(RUN):  # elsewhere nothing was taken away, and nothing is made
@@ -299,6 +298,29 @@ def _aliases(view: View) -> list[Path]:
     table = mounts.read()
     found = {alias for path in (RUN, *hidden) for alias in mounts.aliases(table, path)}
     return sorted(path for path in found if not path.is_relative_to(RUN))
+
+
+def _hold_in_place(user: User, paths: Iterable[Path]) -> None:
+    """A mask goes where a directory above it goes, and what it hid is in sight for the next sandbox. A mount point
+    cannot be renamed, so each directory that the account could rename is mounted on itself. rename(2), EBUSY.
+    """
+    real = {Path(os.path.realpath(path)) for path in paths if path.exists()}
+    above = {
+        parent for path in real for parent in path.parents if parent != parent.parent and not path.is_relative_to(RUN)
+    }
+    with user.rights():
+        open_to_it = {
+            parent for parent in {each.parent for each in above} if os.access(parent, os.W_OK, effective_ids=True)
+        }
+    for directory in sorted(above):
+        if directory.parent in open_to_it and not _is_kept_by_sticky_bit(user, directory):
+            libc.mount(str(directory), str(directory), None, libc.MS_BIND | libc.MS_REC)
+
+
+def _is_kept_by_sticky_bit(user: User, directory: Path) -> bool:
+    """Only its owner may rename what is in a directory such as /tmp."""
+    parent = directory.parent.stat()
+    return bool(parent.st_mode & stat.S_ISVTX) and user.uid not in {parent.st_uid, directory.stat().st_uid}
 
 
 def _mask(view: View, aliases: Sequence[Path]) -> None:

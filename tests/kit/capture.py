@@ -78,7 +78,7 @@ class Capture:
         self._socket.close()
 
     def _note(self, frame: Packet) -> None:
-        if frame.src != self._hardware_address or _is_housekeeping(frame):
+        if frame.src != self._hardware_address or is_housekeeping(frame):
             return
         sent = describe(frame)
         self._seen[sent] += 1
@@ -109,7 +109,7 @@ def _hardware_address() -> str:
     return raw.hex(":")
 
 
-def _is_housekeeping(frame: Packet) -> bool:
+def is_housekeeping(frame: Packet) -> bool:
     """Link-layer neighbours, and the kernel's "nobody waits for this answer" to the resolver of the machine."""
     if ARP in frame:
         return True

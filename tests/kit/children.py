@@ -14,11 +14,12 @@ from typing import IO, TYPE_CHECKING
 
 from kit import zone
 from kit.namespaces import enter_command
+from kit.patience import patient
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-STOP_S = 10
+STOP_S = patient(10)
 
 
 class Child:

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from kit import zone
 from kit.namespaces import enter_command
+from kit.patience import patient
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
-TIMEOUT_S = 60
+TIMEOUT_S = patient(60)
 _ETC = {
     "resolv.conf": f"nameserver {zone.DNS_V4}\noptions timeout:2 attempts:2\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost ip6-localhost\n",

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from kit.patience import patient
+
 from nono_ebpf.kernel import bpffs, cgroup
 from nono_ebpf.sandbox import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PATIENCE_S = 15.0
+PATIENCE_S = patient(15)
 _SAME_LOOKS = 50
 Seen = TypeVar("Seen")
 

@@ -26,6 +26,7 @@ from kit import sandboxes, zone
 from kit.bpfmaps import Maps
 from kit.capture import Capture, Sent
 from kit.machine import read_records
+from kit.patience import patient
 from kit.sandboxes import Sandbox, Victim, eventually
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ ROUNDS = range(5)
 LONGEST_WAIT_S, LONGEST_GAP_S = 0.4, 0.03
 LONGEST_START_S = 0.9
 ATTEMPTS_AFTER = 25
-AT_ONCE_NS = 1_000_000_000  # the hook answers in microseconds; the machine may be busy
-DEADLINE_S = 30
+AT_ONCE_NS = int(patient(1) * 1e9)  # the hook answers in microseconds; the machine may be busy
+DEADLINE_S = patient(30)
 
 
 class Load:
@@ -175,6 +176,7 @@ def test_a_leak_would_be_seen(world: World, machine: Machine, capture: Capture) 
     assert any("ICMP" in protocol for protocol, _, _ in seen)
 
 
+@pytest.mark.bypass("proxy-killed")
 @pytest.mark.parametrize("number", ROUNDS)
 def test_a_killed_proxy_refuses_everything(number: int, world: World, capture: Capture, load: Load) -> None:
     """The command lives on, each further connect(2) fails at once, and those under way are cut."""
@@ -196,6 +198,7 @@ def test_a_killed_proxy_refuses_everything(number: int, world: World, capture: C
     _assert_load_was_heavy(read_records(load.log))
 
 
+@pytest.mark.bypass("proxy-killed")
 def test_who_waits_for_a_killed_proxy_is_told(world: World, machine: Machine, tmp_path: Path) -> None:
     """A connection that the kernel has made and the proxy never took is cut, not left to its client's patience."""
     waiting = Load(machine, tmp_path / "audit.ndjson", ONCE)
@@ -221,6 +224,7 @@ def _assert_everything_is_dead(load: Load) -> None:
     assert eventually(lambda: sandboxes.netns_users(load.sandbox.netns) == [])
 
 
+@pytest.mark.bypass("supervisor-killed")
 @pytest.mark.parametrize("number", ROUNDS)
 def test_a_killed_supervisor_takes_everything_with_it(number: int, world: World, capture: Capture, load: Load) -> None:
     """The command and the proxy are dead by themselves; what is pinned stands until the next start."""
@@ -233,6 +237,7 @@ def test_a_killed_supervisor_takes_everything_with_it(number: int, world: World,
     _assert_load_was_heavy(read_records(load.log))
 
 
+@pytest.mark.bypass("proxy-killed", "supervisor-killed")
 @pytest.mark.parametrize("order", ["proxy first", "supervisor first"])
 @pytest.mark.parametrize("number", ROUNDS)
 def test_both_killed(number: int, order: str, world: World, capture: Capture, load: Load) -> None:
@@ -256,6 +261,7 @@ def _descendants(pid: int) -> list[int]:
     return direct + [each for child in direct for each in _descendants(child)]
 
 
+@pytest.mark.bypass("killed-at-start")
 @pytest.mark.parametrize("number", range(8))
 def test_a_supervisor_killed_while_it_starts(number: int, machine: Machine, tmp_path: Path) -> None:
     """Half a sandbox goes like a whole one: no process outlives it, the next start removes the rest."""
