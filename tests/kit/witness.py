@@ -13,7 +13,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from kit import zone
-from kit.capture import LINK, Sent, is_housekeeping, describe
+from kit.capture import LINK, Sent, describe, is_housekeeping
 from kit.namespaces import inside
 from kit.patience import patient
 from kit.sandboxes import eventually
