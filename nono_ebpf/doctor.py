@@ -22,7 +22,7 @@ from nono_ebpf.sandbox.user import NOBODY
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_TRIAL_TIMEOUT_S = 60
+_TRIAL_TIMEOUT_S = 180  # an emulated machine takes one of them
 _COLOURS = {State.YES: "green", State.NO: "red", State.UNKNOWN: "yellow"}
 
 
