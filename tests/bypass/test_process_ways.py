@@ -9,31 +9,28 @@ import ctypes
 import errno
 import json
 import os
-import socket
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from kit.account import AS_NOBODY, INSIDE, NOBODY, OUTSIDE, PYTHON, bystander, finish, report
+from kit.account import AS_NOBODY, INSIDE, NOBODY, OUTSIDE, PYTHON, RUN, bystander, finish, report
 from kit.expect import missing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel]
 
 
 _BYSTANDER = """
-import ctypes, socket, sys
+import ctypes, signal, socket, sys
 ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER: where Yama rules, anybody may trace it
-kept, given = socket.socketpair()
-channel, secret = socket.socket(fileno=int(sys.argv[1])), socket.socket()
-socket.send_fds(channel, [b"x"], [given.fileno()])
-given.close()
+daemon, secret = socket.socket(socket.AF_UNIX), socket.socket()
+daemon.bind(sys.argv[1])
+daemon.listen()
 print("ready", flush=True)
-channel.recv(1)
+signal.pause()
 """
 
 _ROB = """
@@ -53,8 +50,10 @@ def traced(request, pid):
             os.waitpid(pid, 0x40000000)
         libc.ptrace(17, pid, None, None)
     return result
+client = socket.socket(socket.AF_UNIX)
+client.connect(sys.argv[2])
 try:
-    answer = socket.socket(fileno=0).getsockopt(socket.SOL_SOCKET, 77, 4)  # SO_PEERPIDFD
+    answer = client.getsockopt(socket.SOL_SOCKET, 77, 4)  # SO_PEERPIDFD
 except OSError as error:
     print(json.dumps({"peerpidfd": errno.errorcode[error.errno]}))
     sys.exit()
@@ -73,30 +72,17 @@ print(json.dumps({
 """
 
 
-@contextmanager
-def _stdio_of_a_bystander() -> Iterator[tuple[int, int]]:
-    """The pid of a process of the same account, and an end of a socket pair of its making."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        command = [*AS_NOBODY, PYTHON, "-c", _BYSTANDER, str(theirs.fileno())]
-        with bystander(*command, pass_fds=[theirs.fileno()]) as process:
-            _, (given,), _, _ = socket.recv_fds(ours, 1, 1)
-            try:
-                yield process.pid, given
-            finally:
-                os.close(given)
-
-
 @pytest.mark.bypass("pidfd-getfd", "ptrace", "setns")
-def test_a_process_outside_can_be_neither_robbed_nor_traced() -> None:
-    """Be it of the same account, and its pidfd at hand: no socket of it can be taken (pidfd_getfd), no namespace of it
-    be opened, no signal be sent, and its number is nobody's. Nor can the sandbox's own pid 1 be traced.
+def test_a_process_outside_can_be_neither_robbed_nor_traced(place: Path) -> None:
+    """Be it of the same account, its socket in sight, its pidfd at hand: no socket of it can be taken (pidfd_getfd), no
+    namespace of it be opened, no signal be sent, and its number is nobody's. Nor can the sandbox's own pid 1 be traced.
     """
-    with _stdio_of_a_bystander() as (pid, stdin):
-        outside = report(OUTSIDE, _ROB, str(pid), stdin=stdin)
+    path = str(place / "daemon")
+    with bystander(*AS_NOBODY, PYTHON, "-c", _BYSTANDER, path) as process:
+        outside = report(OUTSIDE, _ROB, str(process.pid), path)
         if outside["peerpidfd"] != "done":
             missing("peerpidfd", "the kernel has no SO_PEERPIDFD (6.5)")
-        inside = report(INSIDE, _ROB, str(pid), stdin=stdin)
+        inside = report([*RUN, "--allow-socket", path, "--"], _ROB, str(process.pid), path)
     assert "done" in outside["getfd"]
     assert (outside["signal"], outside["attach"], outside["seize"]) == ("done", "done", "done")
     assert inside.pop("peerpidfd") == "done"
