@@ -71,12 +71,16 @@ fuzz: setup
 	nice -n 19 $(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(TARGET)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	$(SUDO) rm -rf build
+	rm -rf $(VENV) dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The tests on other kernels, in guests that are emulated: vagrant/README.md. KERNEL=6.1 names one, otherwise two run.
-.PHONY: vm-test vagrant-test
+.PHONY: vm-test vagrant-test vagrant-validate
 vm-test: setup
 	$(SUDO) $(PYTHON) vagrant/lab.py direct --kernel $(KERNEL) --args='$(ARGS)'
+
+vagrant-validate:
+	$(SUDO) $(PYTHON) vagrant/lab.py validate
 
 vagrant-test: setup
 	$(SUDO) $(PYTHON) vagrant/lab.py vagrant --kernel $(KERNEL) --args='$(ARGS)'

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
-from kit.expect import missing
-from kit.world import World
+
+pytest.register_assert_rewrite("kit")
+
+from kit.expect import missing  # noqa: E402  # after: or its assertions say nothing
+from kit.world import World  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 from kit.checkout import opened
 from kit.expect import require
+from kit.patience import patient
 from kit.sandboxes import abandoned
 
 from nono_ebpf.kernel import cgroup
@@ -33,10 +34,11 @@ pytestmark = [pytest.mark.root, pytest.mark.kernel]
 
 PROGRAM = [sys.executable, "-I", "-m", "nono_ebpf"]
 RUN = [*PROGRAM, "run", "--user", "nobody"]
+TIMEOUT_S = patient(60)
 
 
 def run(
-    *command: str, options: tuple[str, ...] = (), timeout: float = 60, **more: object
+    *command: str, options: tuple[str, ...] = (), timeout: float = TIMEOUT_S, **more: object
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*RUN, *options, "--", *command],
@@ -85,7 +87,7 @@ def test_stdin_stdout_and_stderr_are_the_commands() -> None:
         [*RUN, "--", "sh", "-c", "cat; echo no >&2"],
         input=b"\0\xff",
         capture_output=True,
-        timeout=60,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == (b"\0\xff", b"no\n", 0)
@@ -302,7 +304,7 @@ BAD = {
 def test_a_mistake_is_one_line_and_nothing_is_started(case: str) -> None:
     """What was wrong, exit 2, no traceback; `_nothing_is_left` sees to the rest."""
     options, status, text = BAD[case]
-    done = subprocess.run([*RUN, *options], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*RUN, *options], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == status
     assert text in done.stderr
     assert done.stderr.count("\n") == 1
