@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import importlib.util
 import os
-import socket
 import stat
-import sys
 from contextlib import nullcontext
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,8 +15,8 @@ from nono_ebpf import run as supervisor
 from nono_ebpf.authority import canonical_host
 from nono_ebpf.config import load
 from nono_ebpf.errors import ConfigError, InvalidAuthority, KernelError
-from nono_ebpf.kernel import cgroup, libc, loader, mounts
-from nono_ebpf.sandbox import sudo, view
+from nono_ebpf.kernel import cgroup, libc, loader
+from nono_ebpf.sandbox import installation, sockets, streams, sudo, view
 from nono_ebpf.sandbox.init import Command
 from nono_ebpf.sandbox.landlock import Domain
 from nono_ebpf.sandbox.user import User, find_user
@@ -30,11 +27,6 @@ if TYPE_CHECKING:
 
     from nono_ebpf.policy.rules import Policy
 
-_HARMLESS_DEVICES = frozenset(os.makedev(1, minor) for minor in (3, 5, 7, 8, 9))  # null, zero, full, random, urandom
-_PTY_MASTER = os.makedev(5, 2)  # pts(4): what is written to it is typed at the terminal
-_NAMESPACES = ("net", "mnt", "pid", "user", "uts", "ipc", "cgroup", "time")  # nsfs: `net:[4026531840]`
-_KERNEL_FILES = frozenset(("proc", "sysfs", "cgroup", "cgroup2", "bpf", "debugfs", "tracefs", "pidfd", *_NAMESPACES))
-
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """`nono-ebpf run`. Raises what `cli` turns into a line and an exit status."""
@@ -43,10 +35,10 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         if options.from_sudo is not None:
             sudo.refuse_claim()
         sudo.start_again(arguments)
-    _check_streams()
+    streams.check()
     user = find_user(options.user)
     policy = _policy(options, user)
-    _check_program(user)
+    installation.check(user)
     found = _view(options, user)
     request = supervisor.Request(
         command=Command(argv, *_surroundings(options, user)),
@@ -90,75 +82,6 @@ def _check_machine() -> None:
             "the distribution's Python module for eBPF is missing (PyPI's `bcc` is something else)",
             hint="install python3-bpfcc, or run `make setup`",
         )
-
-
-def _check_program(user: User) -> None:
-    """What root executes must not be the account's to change: a sandboxed command would rewrite it for the next run."""
-    package = Path(__file__).resolve().parent
-    programs = [package, *package.rglob("*"), Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable)]
-    programs += [Path(entry) for entry in sys.path if Path(entry).exists()]
-    places = {place for path in programs for end in (path, path.resolve()) for place in (end, *end.parents)}
-    with user.rights():
-        writable = {place for place in places if os.access(place, os.W_OK, effective_ids=True)}
-    changeable = [place for place in places if _may_change(user, place, writable=place in writable)]
-    if changeable:
-        problem = f"{user.name} may change {min(changeable)}, which root executes"
-        raise ConfigError("nono-ebpf", problem, hint="install it where only root writes: `sudo make install`")
-
-
-def _may_change(user: User, place: Path, *, writable: bool) -> bool:
-    found = place.lstat()
-    if found.st_uid == user.uid:
-        return True
-    # Of what is in a sticky directory only the own, and that is looked at by itself.
-    return writable and not (stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX)
-
-
-def _check_streams() -> None:
-    """A socket of the host's network namespace could be connected elsewhere, and leads past every hook."""
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            mode = os.fstat(fd).st_mode
-        except OSError:
-            raise ConfigError(name, "is closed", hint="give it /dev/null") from None
-        if stat.S_ISDIR(mode):
-            raise ConfigError(name, "is a directory")
-        if not _is_stream(fd, mode):
-            raise ConfigError(name, "is no file, pipe or terminal", hint="put a pipe between: `cat | …`")
-        if stat.S_ISSOCK(mode) and not _is_connected_unix(fd):
-            raise ConfigError(name, "is a network socket, a way past the sandbox", hint="put a pipe between: `cat | …`")
-
-
-def _is_stream(fd: int, mode: int) -> bool:
-    """What a shell redirects to: no handle of something in the kernel, which may do more than be read and written."""
-    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
-        return False
-    if stat.S_ISCHR(mode):
-        device = os.fstat(fd).st_rdev
-        return device in _HARMLESS_DEVICES or (os.isatty(fd) and device != _PTY_MASTER)
-    if stat.S_ISREG(mode):
-        return _kind_of_file_system(fd) not in _KERNEL_FILES
-    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
-
-
-def _kind_of_file_system(fd: int) -> str:
-    """As the mount table has it; of a file that is on no mount, such as a memfd, what its link says."""
-    target = str(Path(f"/proc/self/fd/{fd}").readlink())
-    if not target.startswith("/"):
-        return target.partition(":")[0]
-    device = os.fstat(fd).st_dev
-    name = f"{os.major(device)}:{os.minor(device)}"
-    return next((mount.kind for mount in mounts.read() if mount.device == name), "")
-
-
-def _is_connected_unix(fd: int) -> bool:
-    """Connected stream sockets of AF_UNIX cannot be turned elsewhere."""
-    with socket.socket(fileno=os.dup(fd)) as stream:
-        try:
-            stream.getpeername()
-        except OSError:
-            return False
-        return stream.family == socket.AF_UNIX and stream.type == socket.SOCK_STREAM
 
 
 def _read(option: str, path: str, user: User) -> bytes:
@@ -207,7 +130,7 @@ def _surroundings(options: argparse.Namespace, user: User) -> tuple[dict[str, st
 def _view(options: argparse.Namespace, user: User) -> view.View:
     return view.View(
         user=user,
-        sockets=view.host_sockets(user),
+        sockets=sockets.find(user),
         allowed=_allowed_sockets(options.allow_socket, user),
         hosts=view.hosts_for_sandbox(_text("/etc/hosts")),
         resolv_conf=view.resolv_conf_for_sandbox(_text("/etc/resolv.conf")),

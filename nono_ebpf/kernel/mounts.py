@@ -1,4 +1,4 @@
-"""The mount table: which file system is mounted where, and under what other names a file of it is seen.
+"""Mounts: the table of them, under what other names a file is seen, and how new ones are put in place.
 
 proc_pid_mountinfo(5): `ID PARENT MAJOR:MINOR ROOT PLACE … - KIND SOURCE OPTIONS`, octal escapes in paths.
 """
@@ -6,12 +6,15 @@ proc_pid_mountinfo(5): `ID PARENT MAJOR:MINOR ROOT PLACE … - KIND SOURCE OPTIO
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nono_ebpf.kernel import libc
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 TABLE = Path("/proc/self/mountinfo")
 
@@ -58,3 +61,31 @@ def _holding(table: Sequence[Mount], path: Path) -> Mount:
     around = [mount for mount in table if path.is_relative_to(mount.place)]
     deepest = max(len(mount.place.parts) for mount in around)
     return [mount for mount in around if len(mount.place.parts) == deepest][-1]
+
+
+def handles(paths: Iterable[Path]) -> dict[Path, int]:
+    """O_PATH fds (the caller's) of those that exist and are no symbolic links, to bind them later."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    return {path: os.open(path, flags) for path in paths if path.exists() and not path.is_symlink()}
+
+
+def fresh(path: Path, options: str) -> None:
+    """An empty tmpfs over the directory `path`; `options` as in tmpfs(5)."""
+    libc.mount("tmpfs", str(path), "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, options)
+
+
+def bind_handle(handle: int, path: Path) -> None:
+    """Mount what `handle` refers to at `path`, which is made: only where nobody else's hands are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if stat.S_ISDIR(os.fstat(handle).st_mode):
+        path.mkdir()
+    else:
+        path.touch()
+    libc.mount(f"/proc/self/fd/{handle}", str(path), None, libc.MS_BIND | libc.MS_REC)
+
+
+def bind_file(source: Path, target: Path) -> None:
+    """The same for a file that root alone can replace."""
+    handle = os.open(source, os.O_PATH | os.O_CLOEXEC)
+    bind_handle(handle, target)
+    os.close(handle)

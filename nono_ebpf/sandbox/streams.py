@@ -1,4 +1,4 @@
-"""Pipes in place of standard streams that are unix sockets.
+"""The standard streams: which are taken, and pipes in place of those that are unix sockets.
 
 A socket brings descriptors along (unix(7), SCM_RIGHTS): who holds its other end could hand a network socket in. Bytes
 are all that a stream is for, so a copier stands between. Editors and Node start programs with such streams.
@@ -6,12 +6,69 @@ are all that a stream is for, so a copier stands between. Editors and Node start
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
 import stat
 import subprocess
 from contextlib import suppress
+from pathlib import Path
 
+from nono_ebpf.errors import ConfigError
+from nono_ebpf.kernel import mounts
+
+_HARMLESS_DEVICES = frozenset(os.makedev(1, minor) for minor in (3, 5, 7, 8, 9))  # null, zero, full, random, urandom
+_PTY_MASTER = os.makedev(5, 2)  # pts(4): what is written to it is typed at the terminal
+_NAMESPACES = ("net", "mnt", "pid", "user", "uts", "ipc", "cgroup", "time")  # nsfs: `net:[4026531840]`
+_KERNEL_FILES = frozenset(("proc", "sysfs", "cgroup", "cgroup2", "bpf", "debugfs", "tracefs", "pidfd", *_NAMESPACES))
 _FLUSH_S = 10.0
+
+
+def check() -> None:
+    """A socket of the host's network namespace could be connected elsewhere, and leads past every hook."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            mode = os.fstat(fd).st_mode
+        except OSError:
+            raise ConfigError(name, "is closed", hint="give it /dev/null") from None
+        if stat.S_ISDIR(mode):
+            raise ConfigError(name, "is a directory")
+        if not _is_stream(fd, mode):
+            raise ConfigError(name, "is no file, pipe or terminal", hint="put a pipe between: `cat | …`")
+        if stat.S_ISSOCK(mode) and not _is_connected_unix(fd):
+            raise ConfigError(name, "is a network socket, a way past the sandbox", hint="put a pipe between: `cat | …`")
+
+
+def _is_stream(fd: int, mode: int) -> bool:
+    """What a shell redirects to: no handle of something in the kernel, which may do more than be read and written."""
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
+        return False
+    if stat.S_ISCHR(mode):
+        device = os.fstat(fd).st_rdev
+        return device in _HARMLESS_DEVICES or (os.isatty(fd) and device != _PTY_MASTER)
+    if stat.S_ISREG(mode):
+        return _kind_of_file_system(fd) not in _KERNEL_FILES
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def _kind_of_file_system(fd: int) -> str:
+    """As the mount table has it; of a file that is on no mount, such as a memfd, what its link says."""
+    target = str(Path(f"/proc/self/fd/{fd}").readlink())
+    if not target.startswith("/"):
+        return target.partition(":")[0]
+    device = os.fstat(fd).st_dev
+    name = f"{os.major(device)}:{os.minor(device)}"
+    return next((mount.kind for mount in mounts.read() if mount.device == name), "")
+
+
+def _is_connected_unix(fd: int) -> bool:
+    """Connected stream sockets of AF_UNIX cannot be turned elsewhere."""
+    with socket.socket(fileno=os.dup(fd)) as stream:
+        try:
+            stream.getpeername()
+        except OSError:
+            return False
+        return stream.family == socket.AF_UNIX and stream.type == socket.SOCK_STREAM
 
 
 class Copiers:
@@ -66,4 +123,4 @@ class Copiers:
 
 
 def _copier(source: int, sink: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["cat"], stdin=source, stdout=sink, stderr=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(["/bin/cat"], stdin=source, stdout=sink, stderr=subprocess.DEVNULL, start_new_session=True)

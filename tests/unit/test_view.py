@@ -11,7 +11,7 @@ import pytest
 from nono_ebpf.errors import ConfigError, NotSupported
 from nono_ebpf.kernel import cgroup, mounts
 from nono_ebpf.prepare import parse_pinned
-from nono_ebpf.sandbox import view
+from nono_ebpf.sandbox import sockets, view
 from nono_ebpf.sandbox.user import User
 
 
@@ -44,20 +44,20 @@ def test_sockets_are_found_by_where_they_lie(tmp_path: Path) -> None:
         first.bind(str(deep / "first"))
         os.link(deep / "first", tmp_path / "linked")
         user = User("x", 1000, 1000, (), str(tmp_path))
-        found = set(view.host_sockets(user))
+        found = set(sockets.find(user))
     assert {deep / "first", tmp_path / "linked"} <= found
     assert not any("loop" in path.parts for path in found)
 
 
 def test_the_search_for_sockets_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many files the account has."""
-    monkeypatch.setattr(view, "SEARCHED_MAX", 10)
+    monkeypatch.setattr(sockets, "SEARCHED_MAX", 10)
     for number in range(100):
         (tmp_path / str(number)).mkdir()
     looked: list[str] = []
-    entries = view._entries
-    monkeypatch.setattr(view, "_entries", lambda directory: looked.append(directory) or entries(directory))
-    assert list(view._sockets_in(str(tmp_path))) == []
+    entries = sockets._entries
+    monkeypatch.setattr(sockets, "_entries", lambda directory: looked.append(directory) or entries(directory))
+    assert list(sockets._sockets_in(str(tmp_path))) == []
     assert looked == [str(tmp_path)]
 
 
