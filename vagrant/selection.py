@@ -15,6 +15,7 @@ _SHARED = {"inside", "bench"}
 _OTHERS = (
     "tests/kernel/test_doctor.py::test_doctor_finds_everything_here",
     "tests/kernel/test_confinement.py::test_landlock_judges_ports_when_told_to",
+    "tests/kernel/test_confinement.py::test_files_can_be_moved_and_linked_between_directories",
     "tests/kernel/test_confinement.py::test_who_breaks_into_the_proxy_finds_nothing",
     "tests/kernel/test_redirect.py::test_io_uring[4000-allow-203.0.113.14]",
     "tests/kernel/test_redirect.py::test_pid_is_the_real_one",

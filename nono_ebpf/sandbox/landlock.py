@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SCOPES: Final = Scope.SIGNAL | Scope.ABSTRACT_UNIX_SOCKET
 _TCP: Final = AccessNet.CONNECT_TCP | AccessNet.BIND_TCP
+_SOCKETS: Final = AccessFS.RESOLVE_UNIX | AccessFS.REFER
 _READ: Final = AccessFS.READ_FILE | AccessFS.READ_DIR
 
 
@@ -78,7 +79,9 @@ class Domain:
         if not (Feature.SCOPES.here or self.ports is not None):
             return
         handled_net = AccessNet.NONE if self.ports is None else _TCP
-        with _ruleset(AccessFS.RESOLVE_UNIX, handled_net) as rules:
+        with _ruleset(_SOCKETS if Feature.SOCKETS.here else AccessFS.NONE, handled_net) as rules:
+            # A domain that judges any file also refuses to move files between directories, unless it is told otherwise.
+            rules.allow_path("/", AccessFS.REFER)
             for path in self.sockets:
                 rules.allow_path(path, AccessFS.RESOLVE_UNIX)
             for port in self.ports or ():

@@ -155,6 +155,14 @@ def test_landlock_judges_ports_when_told_to() -> None:
     }
 
 
+def test_files_can_be_moved_and_linked_between_directories() -> None:
+    """Whatever Landlock judges of them."""
+    moves = "import os; os.mkdir('a'); os.mkdir('b'); open('a/x', 'w'); os.rename('a/x', 'b/y'); os.link('b/y', 'a/z')"
+    script = f'cd "$(mktemp -d)" && {PYTHON} -c "{moves}"'
+    done = finish([*RUN, "--", "sh", "-c", script])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 _REFUSED = """
 import ctypes, errno, json, os
 libc = ctypes.CDLL(None, use_errno=True)
