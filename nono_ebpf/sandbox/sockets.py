@@ -118,11 +118,14 @@ def hold_in_place(user: User, paths: Iterable[Path]) -> None:
         parent for path in real for parent in path.parents if parent != parent.parent and not path.is_relative_to(RUN)
     }
     with user.rights():
-        open_to_it = {
+        writable = {
             parent for parent in {each.parent for each in above} if os.access(parent, os.W_OK, effective_ids=True)
         }
     for directory in sorted(above):
-        if directory.parent in open_to_it and not _is_kept_by_sticky_bit(user, directory):
+        parent = directory.parent
+        # Who owns a directory can make it writable.
+        open_to_it = parent in writable or parent.stat().st_uid == user.uid
+        if open_to_it and not _is_kept_by_sticky_bit(user, directory):
             libc.mount(str(directory), str(directory), None, libc.MS_BIND | libc.MS_REC)
 
 
