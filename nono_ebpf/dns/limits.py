@@ -43,6 +43,7 @@ class Limits:
     )
     tcp_connections: int = 256  # then the one that has been idle longest ends
     tcp_pipelined: int = 32  # unanswered queries of one connection; then we stop reading it
+    tcp_outstanding: int = 512  # unanswered queries of all connections; they may all be answered in one turn
     tcp_idle_s: float = 10.0  # RFC 7766 §6.2.3: "of the order of a few seconds"
     tcp_write_s: float = 10.0  # a client that does not read its answers
     records_per_window: int = 1024

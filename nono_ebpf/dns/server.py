@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -130,15 +131,23 @@ class DnsServer:
             self._sessions.pop(session, None)
 
     def _end_the_idlest(self) -> None:
-        session = next((each for each in self._sessions if each.idle), next(iter(self._sessions)))
+        self._end(next((each for each in self._sessions if not each.unanswered), next(iter(self._sessions))))
+
+    def _end(self, session: _TcpSession) -> None:
         del self._sessions[session]
         session.end()
 
     def asks(self, session: _TcpSession) -> None:
-        """A question has come over `session`."""
+        """A question has come over `session`. Where too many wait, the process that has most of them loses some."""
         if session in self._sessions:
             del self._sessions[session]
             self._sessions[session] = None
+        waiting: Counter[int | None] = Counter()
+        for each in self._sessions:
+            waiting[each.pid] += each.unanswered
+        if waiting.total() >= self._limits.tcp_outstanding:
+            largest, _ = waiting.most_common(1)[0]
+            self._end(max((each for each in self._sessions if each.pid == largest), key=lambda each: each.unanswered))
 
     async def answer(self, wire: bytes, process: Process | None, *, udp: bool) -> bytes | None:
         """The answer to one message; None when it deserves none. Never raises for anything in `wire`."""
@@ -252,26 +261,36 @@ class _TcpSession:
         self._limits = limits
         self._slots = asyncio.Semaphore(limits.tcp_pipelined)
         self._sending = asyncio.Lock()
-        self._unanswered = 0
+        self.unanswered = 0
+        self._task: asyncio.Task[None] | None = None
         # drain() then means "the kernel has it all", so aborting afterwards loses nothing.
         writer.transport.set_write_buffer_limits(0)
 
     @property
-    def idle(self) -> bool:
-        """No question is waiting for its answer."""
-        return not self._unanswered
+    def pid(self) -> int | None:
+        """Whose it is, where that is known."""
+        return self._process.pid if self._process else None
 
     def end(self) -> None:
-        """Close, now."""
+        """Close, now, and forget what was asked."""
         self._writer.transport.abort()
+        if self._task is not None:
+            self._task.cancel()
 
     async def run(self) -> None:
+        """Until either side is done, or `end` was called."""
+        self._task = asyncio.create_task(self._serve())
+        await asyncio.gather(self._task, return_exceptions=True)
+        if not self._task.cancelled():
+            self._task.result()
+
+    async def _serve(self) -> None:
         try:
             async with asyncio.TaskGroup() as queries:
                 while (wire := await self._next()) is not None:
                     self._server.asks(self)
                     await self._slots.acquire()
-                    self._unanswered += 1
+                    self.unanswered += 1
                     queries.create_task(self._answer(wire))
         finally:
             self._writer.transport.abort()
@@ -292,7 +311,7 @@ class _TcpSession:
             if answer is not None:
                 await self._send(len(answer).to_bytes(2, "big") + answer)
         finally:
-            self._unanswered -= 1
+            self.unanswered -= 1
             self._slots.release()
 
     async def _send(self, data: bytes) -> None:

@@ -879,6 +879,44 @@ def test_a_connection_with_a_question_under_way_is_not_idle(run: Run) -> None:
     run(scenario())
 
 
+def test_who_is_ended_takes_what_it_asked_along(run: Run) -> None:
+    """A connection that gives way leaves no question behind, or a flood of connections would pile them up."""
+
+    async def scenario() -> None:
+        async with box("*.test", limits=Limits(tcp_connections=1)) as b, tcp(b) as (_, writer, ended):
+            b.upstream.gate.clear()
+            for number in range(8):
+                writer.write(framed(f"n{number}.test", number))
+            while len(b.upstream.seen) < 8:
+                await asyncio.sleep(0)
+            before = len(asyncio.all_tasks())
+            async with tcp(b):
+                await ended
+                assert len(asyncio.all_tasks()) <= before - 8
+            b.upstream.gate.set()
+
+    run(scenario())
+
+
+def test_questions_of_all_connections_are_bounded(run: Run) -> None:
+    """They may all be answered in one turn of the loop: the connection with most of them ends."""
+
+    async def scenario() -> None:
+        limits = Limits(tcp_outstanding=6)
+        async with box("*.test", limits=limits) as b, tcp(b) as (reader, few, _), tcp(b) as (_, many, ended):
+            b.upstream.gate.clear()
+            few.write(framed("few.test", 1))
+            while not b.upstream.seen:
+                await asyncio.sleep(0)
+            for number in range(6):
+                many.write(framed(f"n{number}.test", number))
+            await ended
+            b.upstream.gate.set()
+            assert (await read_message(reader)).id == 1
+
+    run(scenario())
+
+
 FRESH = """
 import asyncio, sys
 import uvloop
