@@ -7,6 +7,7 @@ sends beyond a share is dropped before anything is made of it. Knows sockets and
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from nono_ebpf.errors import SandboxError
@@ -66,7 +67,7 @@ class Datagrams:
         self._buffer = memoryview(bytearray(limits.query_bytes + 1))
         self._sockets = Shares(limits.datagrams_share, limits.moment_s)
         self._processes = Shares(limits.datagrams_share, limits.moment_s)
-        self._outstanding: dict[asyncio.Task[None], None] = {}
+        self._outstanding: dict[asyncio.Task[None], int | None] = {}  # and whose, the oldest first
 
     async def serve(self) -> None:
         """Until cancelled; then the socket is closed."""
@@ -95,15 +96,21 @@ class Datagrams:
     def _begin(self, tasks: asyncio.TaskGroup, data: bytes, peer: Peer) -> None:
         # Asked for at once: the port may be another program's a moment later.
         process = self._asker((peer[0], peer[1]))
-        if self._processes.exceeded(process.pid if process else None):
+        pid = process.pid if process else None
+        if self._processes.exceeded(pid):
             return
         if len(self._outstanding) >= self._limits.outstanding_queries:
-            oldest = next(iter(self._outstanding))
-            del self._outstanding[oldest]
-            oldest.cancel()
+            self._drop_one()
         task = tasks.create_task(self._reply(data, process, peer))
-        self._outstanding[task] = None
+        self._outstanding[task] = pid
         task.add_done_callback(lambda task: self._outstanding.pop(task, None))
+
+    def _drop_one(self) -> None:
+        """The oldest of the process that has most waiting."""
+        largest, _ = Counter(self._outstanding.values()).most_common(1)[0]
+        oldest = next(task for task, pid in self._outstanding.items() if pid == largest)
+        del self._outstanding[oldest]
+        oldest.cancel()
 
     async def _reply(self, data: bytes, process: Process | None, peer: Peer) -> None:
         answer = await self._answer(data, process)

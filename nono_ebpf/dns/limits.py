@@ -14,6 +14,7 @@ class Limits:
     # Distinct (name, type) at once, each with a socket: more than rationed names can be under way within `lookup_s`,
     # so that a name which a rule spells out always finds room.
     outstanding_lookups: int = 1536
+    addresses: int = 32  # kept of one answer; the rest is neither told, judged nor dialled
     cached_answers: int = 4096
     ttl_s: int = 300  # an answer is re-asked, so re-judged, at least this often
     least_ttl_s: int = 5  # and at most this often: with a TTL of 0 each question would go to the host's nameservers

@@ -12,6 +12,7 @@ Synthetic addresses come from 198.18.0.0/15 (RFC 2544, never routed) and a ULA /
 
 from __future__ import annotations
 
+from collections import Counter
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ V6_POOL = IPv6Network("fd6e:6f6e:6f00:1::/96")
 
 # An entry is a few hundred bytes, so a hostile program can make the table this side of 20 MB.
 LIMIT = 65536
+# Of these, what one name gets, however its answers change.
+_OF_ONE_NAME = 1024
 # Of these, what names cannot use up that a program may invent.
 _RESERVED_SHARE = 8
 
@@ -57,6 +60,7 @@ class NameTable:
         self._limit = limit
         self._name_of: dict[IPAddress, str] = {}
         self._given: dict[tuple[str, IPAddress], IPAddress] = {}
+        self._held: Counter[str] = Counter()
 
     def name_of(self, address: IPAddress) -> str | None:
         """The name this sandbox was given `address` for; None when it was never given."""
@@ -82,12 +86,13 @@ class NameTable:
         return tuple(given)
 
     def _add(self, name: str, real: IPAddress, limit: int) -> IPAddress | None:
-        if len(self._name_of) >= limit:
+        if len(self._name_of) >= limit or self._held[name] >= _OF_ONE_NAME:
             return None
         address = real if self._free(real) else self._pools[real.version].take()
         if address is not None:
             self._name_of[address] = name
             self._given[name, real] = address
+            self._held[name] += 1
         return address
 
     def _free(self, real: IPAddress) -> bool:

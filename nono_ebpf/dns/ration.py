@@ -57,6 +57,7 @@ class Ration:
             return True
         now_s = self._clock()
         if self._lately.get(host, 0.0) > now_s:
+            self._remember(host, now_s)  # a name in use stays paid for
             return True
         mine = self._bucket_of(process.pid if process else None, now_s)
         if not (mine.holds_one(now_s) and self._all.holds_one(now_s)):

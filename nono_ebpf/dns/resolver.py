@@ -19,6 +19,7 @@ import socket
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -197,7 +198,7 @@ class HostResolver:
         chain = answer.chaining_result
         return Answer(
             dns.rcode.NOERROR,
-            tuple(resolved(ipaddress.ip_address(rdata.address)) for rdata in answer),
+            tuple(resolved(ipaddress.ip_address(rdata.address)) for rdata in islice(answer, self._limits.addresses)),
             chain.minimum_ttl,
             tuple(_text(alias[0].target) for alias in chain.cnames),
         )

@@ -132,7 +132,8 @@ class Flow:
         carried_requests = self._conversation is not None and self._conversation.requests > 0
         if carried_requests and not self._displaced and record.denial_category != INTERNAL:
             return
-        if self._displaced and not self._worth_recording():
+        carried_bytes = self._upstream is not None and self._upstream.sent_bytes > 0
+        if self._displaced and not carried_bytes and not self._worth_recording():
             return
         record.duration_ms = round((time.monotonic() - self._started) * 1000)
         if self._upstream is not None:
@@ -141,7 +142,7 @@ class Flow:
         self._context.audit.write(record)
 
     def _worth_recording(self) -> bool:
-        """Of flows that made way for others, like ones are recorded once, and a bounded number in all."""
+        """Of flows that made way before anything was sent, like ones are recorded once, and a bounded number in all."""
         record = self._record
         worth = self._context.crowd.worth_recording((record.pid, record.target, record.original_destination))
         if worth is Worth.OVERFLOW:

@@ -28,6 +28,7 @@ class Limits:
     # The far side.
     resolve_s: float = 15.0  # a stub resolver's timeout with a retry on the second nameserver
     connect_s: float = 30.0  # over all endpoints; below the 60 s that most clients wait themselves
+    dialled_at_once: int = 8  # attempts of one flow; a name with more addresses has no more sockets
     stagger_s: float = 0.25  # RFC 8305 §5, "Connection Attempt Delay"
 
     # Moving bytes.

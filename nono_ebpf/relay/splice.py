@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Final, Literal
 from nono_ebpf.relay.stream import reason_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nono_ebpf.relay.limits import Limits
 
 _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
@@ -95,8 +97,16 @@ class Spliced:
     problem: str = ""
 
 
-async def splice(client: socket.socket, upstream: socket.socket, pipes: Pipes, limits: Limits) -> Spliced:
+async def splice(
+    client: socket.socket,
+    upstream: socket.socket,
+    pipes: Pipes,
+    limits: Limits,
+    count: Callable[[int, int], None] = lambda _sent, _received: None,
+) -> Spliced:
     """Relay until both sides have finished, one has failed, or nothing has moved for too long.
+
+    `count` is told in the end what was sent and received, also when the end is a cancellation.
 
     The sockets stay the caller's to close: with a FIN after "eof", else with a RST.
     """
@@ -105,6 +115,7 @@ async def splice(client: socket.socket, upstream: socket.socket, pipes: Pipes, l
         return await link.run()
     finally:
         link.release()
+        count(*link.moved_bytes())
 
 
 class _Link:
@@ -129,6 +140,10 @@ class _Link:
         self._up.stop()
         self._down.stop()
 
+    def moved_bytes(self) -> tuple[int, int]:
+        """To the upstream, and to the client."""
+        return self._up.moved_bytes, self._down.moved_bytes
+
     def touch(self) -> None:
         """Called by a lane that moved something."""
         self._moved_at = self.loop.time()
@@ -147,7 +162,7 @@ class _Link:
     def _finish(self, ended: Literal["eof", "reset", "idle"], problem: str = "") -> None:
         self.release()
         if not self._finished.done():
-            self._finished.set_result(Spliced(self._up.moved_bytes, self._down.moved_bytes, ended, problem))
+            self._finished.set_result(Spliced(*self.moved_bytes(), ended, problem))
 
     def _patience_s(self) -> float:
         half_closed = self._up.done or self._down.done

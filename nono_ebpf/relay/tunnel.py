@@ -25,9 +25,12 @@ async def tunnel(client: Stream, upstream: Upstream, context: Context) -> Splice
         await upstream.send(client.take_unread(), limits.idle_s)
     if upstream.unread:
         await client.send(upstream.take_unread(), limits.idle_s)
-    spliced = await splice(client.sock, upstream.sock, context.pipes, limits)
-    upstream.sent_bytes += spliced.sent_bytes
-    client.sent_bytes += spliced.received_bytes
+
+    def count(sent_bytes: int, received_bytes: int) -> None:
+        upstream.sent_bytes += sent_bytes
+        client.sent_bytes += received_bytes
+
+    spliced = await splice(client.sock, upstream.sock, context.pipes, limits, count)
     if spliced.ended != "eof":
         client.reset()
         upstream.reset()

@@ -36,7 +36,7 @@ async def dial(permit: Permit, limits: Limits) -> Upstream:
         raise UpstreamError("connect", target, "has no address")
     try:
         async with asyncio.timeout(limits.connect_s):
-            sock = await _race(interleave(permit.endpoints), limits.stagger_s)
+            sock = await _race(interleave(permit.endpoints)[: limits.dialled_at_once], limits.stagger_s)
             address, port = sock.getpeername()[:2]
     except OSError as error:
         raise UpstreamError("connect", target, reason_of(error)) from error

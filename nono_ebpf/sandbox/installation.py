@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from nono_ebpf.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nono_ebpf.sandbox.user import User
 
 
@@ -18,14 +20,24 @@ def check(user: User) -> None:
     """What root executes must not be the account's to change: a sandboxed command would rewrite it for the next run."""
     package = Path(__file__).resolve().parents[1]
     programs = [package, *package.rglob("*"), Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable)]
-    programs += [Path(entry) for entry in sys.path if Path(entry).exists()]
-    places = {place for path in programs for end in (path, path.resolve()) for place in (end, *end.parents)}
+    for entry in map(Path, sys.path):
+        programs += [entry, *entry.iterdir()] if entry.is_dir() else []
+    places = {place for path in programs for step in _steps(path) for place in (step, *step.parents)}
     with user.rights():
         writable = {place for place in places if os.access(place, os.W_OK, effective_ids=True)}
     changeable = [place for place in places if _may_change(user, place, writable=place in writable)]
     if changeable:
         problem = f"{user.name} may change {min(changeable)}, which root executes"
         raise ConfigError("nono-ebpf", problem, hint="install it where only root writes: `sudo make install`")
+
+
+def _steps(path: Path) -> Iterator[Path]:
+    """`path`, and where each link on the way leads."""
+    yield path
+    yield path.resolve()
+    while path.is_symlink():
+        path = Path(os.path.normpath(path.parent / path.readlink()))
+        yield path
 
 
 def _may_change(user: User, place: Path, *, writable: bool) -> bool:

@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +23,27 @@ _PTY_MASTER = os.makedev(5, 2)  # pts(4): what is written to it is typed at the 
 _NAMESPACES = ("net", "mnt", "pid", "user", "uts", "ipc", "cgroup", "time")  # nsfs: `net:[4026531840]`
 _KERNEL_FILES = frozenset(("proc", "sysfs", "cgroup", "cgroup2", "bpf", "debugfs", "tracefs", "pidfd", *_NAMESPACES))
 _FLUSH_S = 10.0
+# Whoever made the socket may have made it non-blocking, which is not ours to change.
+_COPY = """
+import os, select
+def until(fd, event):
+    poll = select.poll()
+    poll.register(fd, event)
+    poll.poll()
+while True:
+    try:
+        data = os.read(0, 65536)
+    except BlockingIOError:
+        until(0, select.POLLIN)
+        continue
+    if not data:
+        break
+    while data:
+        try:
+            data = data[os.write(1, data):]
+        except BlockingIOError:
+            until(1, select.POLLOUT)
+"""
 
 
 def check() -> None:
@@ -123,4 +145,5 @@ class Copiers:
 
 
 def _copier(source: int, sink: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["/bin/cat"], stdin=source, stdout=sink, stderr=subprocess.DEVNULL, start_new_session=True)
+    command = [sys.executable, "-I", "-S", "-c", _COPY]
+    return subprocess.Popen(command, stdin=source, stdout=sink, stderr=subprocess.DEVNULL, start_new_session=True)

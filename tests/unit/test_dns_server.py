@@ -401,7 +401,7 @@ def test_a_datagram_is_never_longer_than_the_client_takes(edns: int | None, fits
     """What does not fit is cut with TC set; the same question over TCP gets everything."""
 
     async def scenario() -> None:
-        async with box("big.test") as b:
+        async with box("big.test", limits=Limits(addresses=120)) as b:
             query = dns.message.make_query("big.test", "A", use_edns=edns is not None, payload=edns or 0)
             wire = await b.server.answer(query.to_wire(), CURL, udp=True)
             assert wire is not None
@@ -723,7 +723,8 @@ def test_a_truncated_answer_can_be_had_over_tcp(run: Run) -> None:
     """The retry that TC asks for works."""
 
     async def scenario() -> None:
-        async with box("big.test") as b, udp(b) as (address, port), tcp(b) as (reader, writer, _):
+        limits = Limits(addresses=120)
+        async with box("big.test", limits=limits) as b, udp(b) as (address, port), tcp(b) as (reader, writer, _):
             query = dns.message.make_query("big.test", "A")
             truncated = await dns.asyncquery.udp(query, address, port=port, timeout=5)
             assert truncated.flags & dns.flags.TC

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 
 import pytest
 
@@ -126,3 +126,12 @@ def test_reverse_names_lead_back(text: str) -> None:
 def test_other_names_are_no_address(host: str) -> None:
     """Only the one full spelling of an address stands for it."""
     assert address_of_reverse_name(host) is None
+
+
+def test_one_name_cannot_use_up_the_addresses() -> None:
+    """However its answers change."""
+    table = NameTable()
+    addresses = [IPv4Address(0xCB007100 + number) for number in range(2000)]
+    given = [table.give("x.test", [address]) for address in addresses]
+    assert given.count(None) == 2000 - 1024
+    assert table.give("y.test", [addresses[-1]]) == (addresses[-1],)

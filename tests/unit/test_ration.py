@@ -63,6 +63,17 @@ def test_a_name_of_late_is_free_and_time_brings_new_ones() -> None:
     assert admitted(it, FIRST, "5.a.test", "6.a.test", "1.a.test") == [True, True, False]
 
 
+def test_a_name_in_use_stays_paid_for() -> None:
+    """Also while others use up what is left for new ones."""
+    clock = Clock()
+    it = ration(clock)
+    assert it.admit("1.a.test", FIRST)
+    for number in range(9):
+        clock.now_s += 50
+        admitted(it, SECOND, f"x{number}.a.test", f"y{number}.a.test", f"z{number}.a.test")
+        assert it.admit("1.a.test", FIRST)
+
+
 def test_its_memory_is_bounded() -> None:
     """Names and processes that come and go leave nothing behind."""
     clock = Clock()

@@ -165,9 +165,20 @@ def test_a_truncated_answer_is_asked_for_again_over_tcp(run: Run, no_files: dict
 
     async def scenario() -> None:
         async with Nameserver(ZONE, long={"big.test"}) as upstream:
-            resolver = HostResolver(nameservers=[upstream.endpoint], **no_files)
+            resolver = HostResolver(nameservers=[upstream.endpoint], limits=Limits(addresses=199), **no_files)
             assert len((await resolver.resolve("big.test", A)).addresses) == 199
             assert upstream.seen == [("big.test", "A", "udp"), ("big.test", "A", "tcp")]
+
+    run(scenario())
+
+
+def test_of_very_many_addresses_some_are_kept(run: Run, no_files: dict[str, Path]) -> None:
+    """A permitted host's nameserver may be hostile: each one is judged, remembered and dialled."""
+
+    async def scenario() -> None:
+        async with Nameserver(ZONE, long={"big.test"}) as upstream:
+            resolver = HostResolver(nameservers=[upstream.endpoint], **no_files)
+            assert len((await resolver.resolve("big.test", A)).addresses) == 32
 
     run(scenario())
 
