@@ -28,7 +28,7 @@ def check(user: User) -> None:
     changeable = [place for place in places if _may_change(user, place, writable=place in writable)]
     if changeable:
         problem = f"{user.name} may change {min(changeable)}, which root executes"
-        raise ConfigError("nono-ebpf", problem, hint="install it where only root writes: `sudo make install`")
+        raise ConfigError("the installation", problem, hint="install it where only root writes: `sudo make install`")
 
 
 def _steps(path: Path) -> Iterator[Path]:

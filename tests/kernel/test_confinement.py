@@ -237,7 +237,8 @@ import os, pty, signal, subprocess, sys
 pid, terminal = pty.fork()
 if pid == 0:
     default = lambda: signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-    bystander = subprocess.Popen(sys.argv[1].split("\\n"), preexec_fn=default)
+    bystander = subprocess.Popen(sys.argv[1].split("\\n"), stdout=subprocess.PIPE, preexec_fn=default)
+    bystander.stdout.readline()
     done = subprocess.run(sys.argv[2].split("\\n"))
     print("bystander", bystander.poll(), "command", done.returncode, flush=True)
     bystander.kill()
@@ -256,7 +257,7 @@ _SIGNAL_THE_GROUP = "import os, signal; signal.signal(signal.SIGUSR1, signal.SIG
 
 def _group_is_signalled(before: Sequence[str]) -> str:
     """What became of a bystander of the same account when a command run by `before` signalled its process group."""
-    bystander = [*AS_NOBODY, "sleep", "60"]
+    bystander = [*AS_NOBODY, "sh", "-c", "echo ready; exec sleep 600"]
     command = [*before, PYTHON, "-c", _SIGNAL_THE_GROUP]
     arguments = ["\n".join(opened(bystander)), "\n".join(opened(command))]
     driver = "import signal; signal.signal(signal.SIGUSR1, signal.SIG_IGN)\n" + _ON_A_TERMINAL
@@ -622,7 +623,7 @@ CONTROLS = {
 
 def test_who_breaks_into_the_proxy_finds_nothing() -> None:
     """No file but the resolver's, no program, no process, no socket but TCP and UDP to dial with, no namespace."""
-    control = json.loads(finish([*AS_NOBODY, PYTHON, str(BREAK_IN)]).stdout)
+    control = json.loads(finish([*AS_NOBODY, PYTHON, "-c", BREAK_IN.read_text()]).stdout)
     assert {name for name in CONTROLS if control[name] != "done"} == set()
     done = finish([sys.executable, "-I", "-c", _BROKEN_INTO, _IN_THE_PROXY, "run", "--user", "nobody", "--", "true"])
     assert done.returncode == 0, done.stderr

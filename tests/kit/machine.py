@@ -177,7 +177,7 @@ class Machine:
 
 
 def _program() -> list[str]:
-    return [sys.executable, "-m", "nono_ebpf", "run", "--user", "nobody"]
+    return [sys.executable, "-I", "-m", "nono_ebpf", "run", "--user", "nobody"]
 
 
 def _assignments(variables: Mapping[str, str]) -> list[str]:
