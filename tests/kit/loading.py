@@ -74,7 +74,7 @@ def start_server(program: Path, netns: str, port: int) -> Talker:
 def start_client(program: Path, machine: Machine, name: str, port: int) -> Talker:
     """The client, for one address of `name`, in a sandbox on `machine` that may reach `name`:`port` alone."""
     find = f'exec {program} client "$(getent ahosts {name} | cut -d" " -f1 | head -n1)" {port}'
-    run = [sys.executable, "-m", "nono_ebpf", "run", "--user", "nobody", "--allow-domain", f"{name}:{port}"]
+    run = [sys.executable, "-I", "-m", "nono_ebpf", "run", "--user", "nobody", "--allow-domain", f"{name}:{port}"]
     return Talker(_popen(machine.enter([*run, "--", "sh", "-c", find]), machine.environment()))
 
 
