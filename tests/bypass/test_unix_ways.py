@@ -18,6 +18,7 @@ from attacks import unix
 from kit.abilities import RESOLVES_UNIX, landlock_abi
 from kit.account import (
     AS_NOBODY,
+    CONNECT,
     INSIDE,
     NOBODY,
     OUTSIDE,
@@ -60,18 +61,6 @@ print("ready", flush=True)
 signal.pause()
 """
 
-_CONNECT = """
-import errno, json, socket, sys
-def told(path):
-    with socket.socket(socket.AF_UNIX) as client:
-        try:
-            client.connect(path)
-        except OSError as error:
-            return errno.errorcode[error.errno]
-        return "done"
-print(json.dumps([told(path) for path in sys.argv[1:]]))
-"""
-
 
 def _assert_hidden(paths: Sequence[Path], prefix: Sequence[str] = ()) -> None:
     """The account can connect to all of them, and to none from inside.
@@ -79,8 +68,8 @@ def _assert_hidden(paths: Sequence[Path], prefix: Sequence[str] = ()) -> None:
     The control comes last: a connection that waits to be accepted is in /proc/net/unix with the socket's path.
     """
     names = [str(path) for path in paths]
-    found = report([*prefix, *INSIDE], _CONNECT, *names)
-    assert report([*prefix, *OUTSIDE], _CONNECT, *names) == ["done"] * len(names)
+    found = report([*prefix, *INSIDE], CONNECT, *names)
+    assert report([*prefix, *OUTSIDE], CONNECT, *names) == ["done"] * len(names)
     assert set(found) <= {"ECONNREFUSED", "ENOENT", "EACCES"}, dict(zip(names, found, strict=True))
 
 
@@ -142,12 +131,12 @@ def roots_socket(place: Path) -> Iterator[Path]:
 def test_a_socket_closed_to_the_account_cannot_be_allowed(roots_socket: Path, closed: str) -> None:
     """--allow-socket shows what the account could reach anyway; it opens nothing, be the way to it or itself closed."""
     allowed = [*RUN, "--allow-socket", str(roots_socket), "--"]
-    assert report(allowed, _CONNECT, str(roots_socket)) == ["done"]
+    assert report(allowed, CONNECT, str(roots_socket)) == ["done"]
     if closed == "socket":
         roots_socket.chmod(0o600)
     else:
         roots_socket.parent.chmod(0o700)
-    assert report(OUTSIDE, _CONNECT, str(roots_socket)) == ["EACCES"]
+    assert report(OUTSIDE, CONNECT, str(roots_socket)) == ["EACCES"]
     done = finish([*allowed, "echo", STARTED])
     assert_refused(done, "may not connect" if closed == "socket" else "Permission denied")
 

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import pty
-import pwd
 import shutil
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from kit.account import AS_NOBODY, CONNECT, NOBODY, PROGRAM, PYTHON, RUN
 from kit.checkout import opened
 from kit.expect import missing
 from kit.sandboxes import Sandbox
@@ -33,11 +33,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel]
 
-NOBODY = pwd.getpwnam("nobody")
-PYTHON = "/usr/bin/python3"
-PROGRAM = [sys.executable, "-I", "-m", "nono_ebpf"]
-RUN = [*PROGRAM, "run", "--user", "nobody"]
-AS_NOBODY = ["setpriv", f"--reuid={NOBODY.pw_uid}", f"--regid={NOBODY.pw_gid}", "--clear-groups", "--"]
 TIMEOUT_S = 120
 
 
@@ -346,26 +341,13 @@ def test_a_socket_is_hidden_under_its_other_names_too() -> None:
                 listener.bind(str(name))
                 name.chmod(0o666)
                 listener.listen()
-            ask = [PYTHON, "-c", _CONNECT, *map(str, names)]
+            ask = [PYTHON, "-c", CONNECT, *map(str, names)]
             found = json.loads(finish([*private, *RUN, "--", *ask]).stdout)
             assert json.loads(finish([*private, *AS_NOBODY, *ask]).stdout) == ["done"] * 4
         assert set(found) <= {"ECONNREFUSED", "ENOENT"}
     finally:
         shutil.rmtree(place)
         shutil.rmtree(run)
-
-
-_CONNECT = """
-import errno, json, socket, sys
-def told(path):
-    with socket.socket(socket.AF_UNIX) as client:
-        try:
-            client.connect(path)
-        except OSError as error:
-            return errno.errorcode[error.errno]
-        return "done"
-print(json.dumps([told(path) for path in sys.argv[1:]]))
-"""
 
 
 def test_a_directory_of_sockets_that_comes_later_is_hidden() -> None:

@@ -27,6 +27,18 @@ AS_NOBODY = ["setpriv", f"--reuid={NOBODY.pw_uid}", f"--regid={NOBODY.pw_gid}", 
 OUTSIDE, INSIDE = AS_NOBODY, [*RUN, "--"]
 TIMEOUT_S = patient(60)
 STARTED = "started"
+# Prints for each unix socket of its arguments whether it can be reached.
+CONNECT = """
+import errno, json, socket, sys
+def told(path):
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(path)
+        except OSError as error:
+            return errno.errorcode[error.errno]
+        return "done"
+print(json.dumps([told(path) for path in sys.argv[1:]]))
+"""
 
 
 def finish(command: Sequence[str], **more: Any) -> subprocess.CompletedProcess[str]:
