@@ -232,9 +232,10 @@ import os, pty, signal, subprocess, sys
 pid, terminal = pty.fork()
 if pid == 0:
     default = lambda: signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-    bystander = subprocess.Popen(sys.argv[1].split("\\n"), stdout=subprocess.PIPE, preexec_fn=default)
+    size, words = int(sys.argv[1]), sys.argv[2:]
+    bystander = subprocess.Popen(words[:size], stdout=subprocess.PIPE, preexec_fn=default)
     bystander.stdout.readline()
-    done = subprocess.run(sys.argv[2].split("\\n"))
+    done = subprocess.run(words[size:])
     print("bystander", bystander.poll(), "command", done.returncode, flush=True)
     bystander.kill()
     os._exit(0)
@@ -254,7 +255,7 @@ def _group_is_signalled(before: Sequence[str]) -> str:
     """What became of a bystander of the same account when a command run by `before` signalled its process group."""
     bystander = [*AS_NOBODY, "sh", "-c", "echo ready; exec sleep 600"]
     command = [*before, PYTHON, "-c", _SIGNAL_THE_GROUP]
-    arguments = ["\n".join(opened(bystander)), "\n".join(opened(command))]
+    arguments = [str(len(bystander)), *bystander, *command]
     driver = "import signal; signal.signal(signal.SIGUSR1, signal.SIG_IGN)\n" + _ON_A_TERMINAL
     said = finish([PYTHON, "-c", driver, *arguments]).stdout
     return next(line for line in said.splitlines() if line.startswith("bystander")).strip()
@@ -585,7 +586,7 @@ sys.exit(main(sys.argv[2:]))
 _IN_THE_PROXY = f"""
 import json, os, sys
 scope = {{"__name__": "break_in"}}
-exec(compile(open({str(BREAK_IN)!r}).read(), "break_in", "exec"), scope)
+exec({BREAK_IN.read_text()!r}, scope)
 from nono_ebpf import proxy
 until_told = proxy._until_told
 async def serve(lifeline):
