@@ -22,7 +22,9 @@ def check(user: User) -> None:
     programs = [package, *package.rglob("*"), Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable)]
     for entry in map(Path, sys.path):
         programs += [entry, *entry.iterdir()] if entry.is_dir() else []
-    places = {place for path in programs for step in _steps(path) for place in (step, *step.parents)}
+    named = {place for path in programs for step in _steps(path) for place in (step, *step.parents)}
+    # A link may lead nowhere; who could put something there is told by the directories above.
+    places = {place for place in named if os.path.lexists(place)}
     with user.rights():
         writable = {place for place in places if os.access(place, os.W_OK, effective_ids=True)}
     changeable = [place for place in places if _may_change(user, place, writable=place in writable)]

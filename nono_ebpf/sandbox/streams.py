@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -16,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nono_ebpf.errors import ConfigError
-from nono_ebpf.kernel import mounts
+from nono_ebpf.kernel import libc, mounts
 
 _HARMLESS_DEVICES = frozenset(os.makedev(1, minor) for minor in (3, 5, 7, 8, 9))  # null, zero, full, random, urandom
 _PTY_MASTER = os.makedev(5, 2)  # pts(4): what is written to it is typed at the terminal
@@ -146,4 +147,11 @@ class Copiers:
 
 def _copier(source: int, sink: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-I", "-S", "-c", _COPY]
-    return subprocess.Popen(command, stdin=source, stdout=sink, stderr=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdin=source,
+        stdout=sink,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL),  # no threads here
+    )

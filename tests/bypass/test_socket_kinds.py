@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from attacks import kinds
 from kit import zone
+from kit.expect import missing
 
 if TYPE_CHECKING:
     from kit.inside import Agent
@@ -150,7 +151,7 @@ def test_netlink_is_for_routing_only(inside: Agent) -> None:
 def test_a_system_call_of_another_abi_ends_the_process(inside: Agent, outside: Agent, witness: Witness) -> None:
     """A filter by number would take it for another call."""
     if platform.machine() != "x86_64":
-        pytest.skip("this machine's kernel has one ABI")
+        missing("other-abis", "this machine's kernel has one ABI")
     witness.forget()
     killed = {"ended -31", "ENOSYS"}
     assert inside.call(kinds.i386) in {*killed, "ended -11"}

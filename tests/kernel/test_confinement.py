@@ -506,6 +506,7 @@ def test_a_program_that_the_account_may_change_is_not_run() -> None:
     )
     command = [sys.executable, "-I", "-c", start, "run", "--user", "nobody", "--", "echo", "started"]
     try:
+        (copy / "nono_ebpf" / "nowhere").symlink_to(copy / "missing" / "file")
         assert finish(command).stdout == "started\n"
         os.chown(copy / "nono_ebpf" / "cli.py", NOBODY.pw_uid, NOBODY.pw_gid)
         done = finish(command)
