@@ -60,6 +60,7 @@ class NameTable:
         self._limit = limit
         self._name_of: dict[IPAddress, str] = {}
         self._given: dict[tuple[str, IPAddress], IPAddress] = {}
+        self._invented: dict[tuple[str, int], IPAddress] = {}
         self._held: Counter[str] = Counter()
 
     def name_of(self, address: IPAddress) -> str | None:
@@ -78,20 +79,39 @@ class NameTable:
         address. Addresses given until then stay given.
         """
         given = []
-        limit = self._limit - self._limit // _RESERVED_SHARE if invented else self._limit
+        limit = self._limit_for(invented=invented)
         for real in addresses:
             if (address := self._given.get((name, real)) or self._add(name, real, limit)) is None:
                 return None
             given.append(address)
         return tuple(given)
 
+    def give_synthetic(self, name: str, version: int, *, invented: bool = False) -> tuple[IPAddress, ...] | None:
+        """What to tell the sandbox for a `name` of which no real address is known; 4 or 6. Else as `give`."""
+        address = self._invented.get((name, version))
+        if address is None:
+            address = self._take(name, None, version, self._limit_for(invented=invented))
+            if address is None:
+                return None
+            self._invented[name, version] = address
+        return (address,)
+
+    def _limit_for(self, *, invented: bool) -> int:
+        return self._limit - self._limit // _RESERVED_SHARE if invented else self._limit
+
     def _add(self, name: str, real: IPAddress, limit: int) -> IPAddress | None:
+        address = self._take(name, real if self._free(real) else None, real.version, limit)
+        if address is not None:
+            self._given[name, real] = address
+        return address
+
+    def _take(self, name: str, real: IPAddress | None, version: int, limit: int) -> IPAddress | None:
+        """Give `real` away, or the next synthetic address of that version."""
         if len(self._name_of) >= limit or self._held[name] >= _OF_ONE_NAME:
             return None
-        address = real if self._free(real) else self._pools[real.version].take()
+        address = real or self._pools[version].take()
         if address is not None:
             self._name_of[address] = name
-            self._given[name, real] = address
             self._held[name] += 1
         return address
 

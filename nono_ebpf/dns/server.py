@@ -53,6 +53,7 @@ _LOCALHOST: dict[dns.rdatatype.RdataType, tuple[IPAddress, ...]] = {
 }
 _VERSION_OF = {dns.rdatatype.A: 4, dns.rdatatype.AAAA: 6}
 _RATIONED = "too many new names under wildcard rules were asked for; a name that a rule spells out is not rationed"
+_NO_ADDRESS_LEFT = "no address left to give for a name"
 _REVERSE_ZONES = (".in-addr.arpa", ".ip6.arpa")
 
 Asker = Callable[[tuple[str, int]], Process | None]
@@ -182,7 +183,19 @@ class DnsServer:
             return self._blocked(host, verdict, process)
         if question.rdtype not in _VERSION_OF:
             return Reply()
+        if isinstance(verdict, Permit) and verdict.via is not None:
+            return self._stand_in(verdict, question.rdtype, process)
         return await self._addresses(host, question.rdtype, process)
+
+    def _stand_in(self, permit: Permit, rdtype: dns.rdatatype.RdataType, process: Process | None) -> Reply:
+        """The upstream proxy will look the name up; here an address stands for it that nobody else has."""
+        invented = not self._ration.spelled_out(permit.host)
+        given = self._names.give_synthetic(permit.host, _VERSION_OF[rdtype], invented=invented)
+        if given is None:
+            self._log.allowed(permit.host, rdtype, process, reason=_NO_ADDRESS_LEFT)
+            return _failed(_NO_ADDRESS_LEFT)
+        self._log.allowed(permit.host, rdtype, process, reason=f"left to the upstream proxy {permit.via} to look up")
+        return Reply(addresses=given)
 
     async def _addresses(self, host: str, rdtype: dns.rdatatype.RdataType, process: Process | None) -> Reply:
         if not self.admit(host, process):
@@ -209,8 +222,8 @@ class DnsServer:
         judged = [each.address for each in permit.endpoints if each.address.version == _VERSION_OF[rdtype]]
         given = self._names.give(permit.host, judged, invented=not self._ration.spelled_out(permit.host))
         if given is None:
-            self._log.allowed(permit.host, rdtype, process, reason="no address left to give for a name")
-            return _failed("no address left to give for a name")
+            self._log.allowed(permit.host, rdtype, process, reason=_NO_ADDRESS_LEFT)
+            return _failed(_NO_ADDRESS_LEFT)
         self._log.permitted(permit, rdtype, process)
         return Reply(addresses=given, cnames=answer.cnames, ttl_s=answer.ttl_s)
 

@@ -1,13 +1,15 @@
-"""The decision: may this flow go where it wants to go?
+"""The decision: may this flow, or this request, go where it wants to go?
 
 `decide()` is pure and the only maker of a `Permit`. Names are judged before anything is resolved, addresses
-after; whoever asked resolves in between and asks again. Hosts arrive in the form of `nono_ebpf.authority` and
-are not checked again. Must not know sockets, DNS or how a refusal is answered.
+after; whoever asked resolves in between and asks again. A host whose requests are judged one by one is never
+reached by a tunnel, in which they could not be. What goes through an upstream proxy is not resolved here.
+Hosts arrive in the form of `nono_ebpf.authority` and are not checked again. Must not know sockets, DNS or how a
+refusal is answered.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
@@ -15,17 +17,21 @@ from typing import TYPE_CHECKING
 from nono_ebpf.authority import host_address, join_host_port
 from nono_ebpf.model import Endpoint, Identity, ResolvedAddress
 from nono_ebpf.policy.address import ALWAYS_DENIED_NAMES, always_denied, embedded_ipv4
+from nono_ebpf.policy.endpoints import Path, parse_path, permits
 from nono_ebpf.policy.rules import WEB_PORTS, Policy, Rule
 
 if TYPE_CHECKING:
     from nono_ebpf.model import IPAddress
+    from nono_ebpf.policy.endpoints import Request
+    from nono_ebpf.policy.upstream_proxy import UpstreamProxy
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A question. `host` is what will be dialled; `also` is every other host that the same flow claims.
+    """A question. `host` is what will be reached; `also` is every other host that the same flow claims.
 
-    `port` None: a name is about to be looked up, for whatever port. `addresses` None: not resolved yet.
+    `port` None: a name is about to be looked up, for whatever port. `addresses` None: not resolved yet; the same for
+    those of the upstream proxy. `request` None: this is about a connection.
     """
 
     host: str
@@ -33,22 +39,39 @@ class Ask:
     identity: Identity
     also: tuple[str, ...] = ()
     addresses: tuple[ResolvedAddress, ...] | None = None
+    request: Request | None = None
+    proxy_addresses: tuple[ResolvedAddress, ...] | None = None
+
+    def answered(self, question: Resolve, addresses: tuple[ResolvedAddress, ...]) -> Ask:
+        """The same, with the answer to what `decide` wanted to know."""
+        if question.of_proxy:
+            return replace(self, proxy_addresses=addresses)
+        return replace(self, addresses=addresses)
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """The flow may go to these endpoints and nowhere else, in this order; port 0 when none was asked for."""
+    """The flow may go to these endpoints and nowhere else, in this order; port 0 when none was asked for.
+
+    `via`: the endpoints are this proxy's, which is to be asked for `host` and `port`. `target`: what to send instead
+    of the request's target, when that was judged; None leaves it as it is.
+    """
 
     host: str
     port: int | None
     endpoints: tuple[Endpoint, ...]
     rule: Rule
+    via: UpstreamProxy | None = None
+    target: str | None = None
 
 
 class DenialCategory(StrEnum):
     """Kinds of denial, in nono's audit vocabulary."""
 
     HOST_DENIED = "host_denied"
+    ENDPOINT_POLICY = "endpoint_policy"
+    CONNECT_BYPASSES_L7 = "connect_bypasses_l7"
+    MANAGED_CREDENTIAL_UNAVAILABLE = "managed_credential_unavailable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +94,30 @@ class Denial:
 class Resolve:
     """The rules allow it so far: look up every address of `host` and ask again.
 
-    `host` may be a literal: then the question is whether the address is this machine's own.
+    `host` may be a literal: then the question is whether the address is this machine's own. `of_proxy`: it is the
+    upstream proxy's host.
     """
 
     host: str
+    of_proxy: bool = False
 
 
 def decide(policy: Policy, ask: Ask) -> Permit | Denial | Resolve:
     """Judge `ask`. Every host it names is judged before any address is."""
+    rule = _judge_names(policy, ask)
+    if isinstance(rule, Denial):
+        return rule
+    judged = _judge_request(policy, ask)
+    if isinstance(judged, Denial):
+        return judged
+    verdict = _judge_road(policy, ask, rule)
+    if isinstance(verdict, Permit) and judged is not None:
+        return replace(verdict, rule=judged.rule, target=judged.target)
+    return verdict
+
+
+def _judge_names(policy: Policy, ask: Ask) -> Rule | Denial:
+    """The rule that allows `ask.host`, when all that the flow names is allowed."""
     names = (ask.host, *ask.also)
     for name in names:
         if why := _never_reachable(name):
@@ -86,16 +125,85 @@ def decide(policy: Policy, ask: Ask) -> Permit | Denial | Resolve:
     for name in names:
         if rule := _denying(policy, name, ask.port):
             return _denied_by(ask, name, rule)
+    for name in names:
+        if ask.port is not None and (service := policy.managed.match(name, ask.port)):
+            return _managed(ask, name, service)
     allowing = [_allowing(policy, name, ask.port) for name in names]
     for name, allowed in zip(names, allowing, strict=True):
         if allowed is None:
             return _not_allowed(policy, ask, name)
     # The first is the rule for ask.host, and none of them is None any more.
-    rule = next(filter(None, allowing))
-    addresses = ask.addresses if ask.addresses is not None else _literal(policy, ask, rule)
-    if addresses is None:
-        return Resolve("localhost" if _is_localhost(ask.host) else ask.host)
-    return _judge_addresses(policy, ask, rule, addresses)
+    return next(filter(None, allowing))
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A request that is permitted: by which rule, and how it is to be sent."""
+
+    rule: Rule
+    target: str
+
+
+def _judge_request(policy: Policy, ask: Ask) -> _Judged | Denial | None:
+    """What the rules with endpoints say, if there are any for the hosts of `ask`."""
+    if ask.port is None or not policy.allow.has_endpoints:
+        return None
+    judged: _Judged | None = None
+    path = parse_path(ask.request.target) if ask.request else None
+    for name in (ask.host, *ask.also):
+        if rules := policy.allow.with_endpoints(name, ask.port):
+            found = _judge_endpoints(ask, name, rules, path)
+            if isinstance(found, Denial):
+                return found
+            judged = judged or found
+    return judged
+
+
+def _judge_endpoints(ask: Ask, name: str, rules: list[Rule], path: Path | None) -> _Judged | Denial:
+    first = rules[0]
+    if ask.request is None:
+        reason = f"only certain requests to it are allowed ({first.source}), and in a tunnel none can be judged"
+        return Denial(DenialCategory.CONNECT_BYPASSES_L7, name, ask.port, _in_context(ask, name, reason), first, None)
+    if path is None:
+        reason = "its path is too long or has escapes that no rule can be about"
+        return Denial(DenialCategory.ENDPOINT_POLICY, name, ask.port, reason, first, None)
+    method = ask.request.method
+    for rule in rules:
+        if permits(rule.endpoints, method, path.readings):
+            return _Judged(rule, path.target)
+    if permits([each for rule in rules for each in rule.endpoints], method, path.readings):
+        return _Judged(first, path.target)
+    reason = f"no endpoint rule allows {method} {' alias '.join(path.readings)}"
+    remedy = f"--allow-domain http://{_with_port(name, ask.port).removesuffix(':80')}{path.readings[0]}"
+    return Denial(DenialCategory.ENDPOINT_POLICY, name, ask.port, _in_context(ask, name, reason), first, remedy)
+
+
+def _judge_road(policy: Policy, ask: Ask, rule: Rule) -> Permit | Denial | Resolve:
+    """Which addresses may be dialled, now that what is named is allowed."""
+    via = policy.upstream_proxy
+    if via is None or not via.carries(ask.host):
+        addresses = ask.addresses if ask.addresses is not None else _literal(policy, ask, rule)
+        if addresses is None:
+            return Resolve("localhost" if _is_localhost(ask.host) else ask.host)
+        return _judge_addresses(policy, ask, rule, addresses)
+    if host_address(ask.host):
+        direct = _judge_road(replace(policy, upstream_proxy=None), ask, rule)
+        if not isinstance(direct, Permit):
+            return direct
+        rule = direct.rule
+    return _through(via, ask, rule)
+
+
+def _through(via: UpstreamProxy, ask: Ask, rule: Rule) -> Permit | Denial | Resolve:
+    if ask.port is None:
+        return Permit(ask.host, None, (), rule, via)
+    if ask.proxy_addresses is None:
+        return Resolve(via.host, of_proxy=True)
+    for each in ask.proxy_addresses:
+        if why := always_denied(each.address):
+            return _denied(ask, ask.host, f"{each.address}, an address of the upstream proxy {via}, is {why}")
+    endpoints = tuple([Endpoint(each.address, via.port) for each in ask.proxy_addresses])
+    return Permit(ask.host, ask.port, endpoints, rule, via)
 
 
 def _judge_addresses(policy: Policy, ask: Ask, rule: Rule, addresses: tuple[ResolvedAddress, ...]) -> Permit | Denial:
@@ -165,7 +273,9 @@ def _allowing(policy: Policy, name: str, port: int | None) -> Rule | None:
     if port is not None:
         return policy.allow.match(name, port)
     # Which port will follow is not known: prefer the rule that may reach this machine's own addresses.
-    return max(_open_rules(policy, name), key=lambda rule: rule.names_port, default=None)
+    open_rule = max(_open_rules(policy, name), key=lambda rule: rule.names_port, default=None)
+    # The connection will be refused, and say why.
+    return open_rule or policy.managed.match(name, None)
 
 
 def _with_written_port(policy: Policy, ask: Ask, rule: Rule) -> Rule:
@@ -212,6 +322,16 @@ def _not_allowed(policy: Policy, ask: Ask, name: str) -> Denial:
     else:
         reason = "no rule allows it"
     return _denied(ask, name, reason, f"--allow-domain {_spelled(name, ask.port)}")
+
+
+def _managed(ask: Ask, name: str, service: Rule) -> Denial:
+    if ask.request is None:
+        category = DenialCategory.CONNECT_BYPASSES_L7
+        reason = f"the credential {service.text} is for requests to it, and in a tunnel none can be judged"
+    else:
+        category = DenialCategory.MANAGED_CREDENTIAL_UNAVAILABLE
+        reason = f"requests to it need the credential {service.text}, which is not available"
+    return Denial(category, name, ask.port, _in_context(ask, name, reason), service, None)
 
 
 def _denied_by(ask: Ask, name: str, rule: Rule, what: str = "it") -> Denial:

@@ -1,18 +1,22 @@
-"""Host rules: how they are written, and how the one for a host and port is found.
+"""Host rules: how they are written, and how those for a host and port are found.
 
 A rule is `host`, `host:port`, `*.domain[:port]` (any depth below the domain, not the domain itself) or
 `*[:port]`. A bare host means ports 80 and 443 where it allows, and every port where it denies. Hosts are in
-the form of `nono_ebpf.authority`; wildcards never match inside a label. Must not know I/O or what is asked.
+the form of `nono_ebpf.authority`; wildcards never match inside a label. A rule with endpoints allows only those
+requests, and the other rules for the same host allow no more. Must not know I/O or what is asked.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from nono_ebpf.authority import canonical_host, host_address, split_port
 from nono_ebpf.errors import ConfigError, InvalidAuthority
 from nono_ebpf.policy.address import ALWAYS_DENIED_NAMES, always_denied
+from nono_ebpf.policy.endpoints import EndpointRule  # noqa: TC001  # msgspec reads the annotations of a rule
+from nono_ebpf.policy.upstream_proxy import UpstreamProxy  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,18 +29,16 @@ _EXPECTED = "write host, host:port, *.domain or [IPv6]:port"
 class Rule:
     """One rule. `pattern` is a canonical host, `*.` and a canonical name, or `*`.
 
-    `ports` None is every port. `text` is what the operator wrote, `source` where.
+    `ports` None is every port; `names_port`: the operator wrote it, rather than leaving it to the default.
+    `endpoints`: the only requests it is for; () is any connection. `text` is what the operator wrote, `source` where.
     """
 
     pattern: str
     ports: frozenset[int] | None
     text: str
     source: str
-
-    @property
-    def names_port(self) -> bool:
-        """Whether the operator wrote the port, rather than leaving it to the default."""
-        return self.ports is not None and self.ports != WEB_PORTS
+    names_port: bool = False
+    endpoints: tuple[EndpointRule, ...] = ()
 
     @property
     def lists_address(self) -> bool:
@@ -44,26 +46,28 @@ class Rule:
         return "*" not in self.pattern and host_address(self.pattern) is not None
 
 
-def parse_allow_rule(text: str, source: str) -> Rule:
-    """Allow `text` on its port, or on 80 and 443. Raises ConfigError, whose `where` is `source`."""
+def parse_allow_rule(
+    text: str, source: str, *, ports: frozenset[int] = WEB_PORTS, endpoints: tuple[EndpointRule, ...] = ()
+) -> Rule:
+    """Allow `text` on its port, or on `ports`. Raises ConfigError, whose `where` is `source`."""
     pattern, port = _parse(text, source)
-    return Rule(pattern, WEB_PORTS if port is None else frozenset({port}), text, source)
+    return Rule(pattern, ports if port is None else frozenset({port}), text, source, port is not None, endpoints)
 
 
 def parse_deny_rule(text: str, source: str) -> Rule:
     """Deny `text` on its port, or on every port. Raises ConfigError, whose `where` is `source`."""
     pattern, port = _parse(text, source)
-    return Rule(pattern, None if port is None else frozenset({port}), text, source)
+    return Rule(pattern, None if port is None else frozenset({port}), text, source, port is not None)
 
 
-# The rules of one pattern by port, None being the rule for every port.
-_Ports = dict[int | None, Rule]
+# The rules of one pattern by port, None being those for every port; the first of them answers.
+_Ports = dict[int | None, list[Rule]]
 
 
 class HostRules:
     """Rules indexed by host. A lookup costs one dictionary access per label, however many rules there are."""
 
-    __slots__ = ("_below", "_everywhere", "_exact", "lists_addresses", "rules")
+    __slots__ = ("_below", "_everywhere", "_exact", "has_endpoints", "lists_addresses", "rules")
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
         self.rules = tuple(rules)
@@ -71,11 +75,12 @@ class HostRules:
         self._below: dict[str, _Ports] = {}
         self._everywhere: _Ports = {}
         self.lists_addresses = any(rule.lists_address for rule in self.rules)
+        self.has_endpoints = any(rule.endpoints for rule in self.rules)
         # Where a port is both written and a default, the rule that writes it answers: it permits more.
         for rule in sorted(self.rules, key=lambda rule: not rule.names_port):
             ports = self._ports_of(rule.pattern)
             for port in (None,) if rule.ports is None else sorted(rule.ports):
-                ports.setdefault(port, rule)
+                ports.setdefault(port, []).append(rule)
 
     def __repr__(self) -> str:
         return f"HostRules({list(self.rules)!r})"
@@ -86,17 +91,24 @@ class HostRules:
             return next(self.matching(host), None)
         for ports in self._tables(host):
             if found := ports.get(port) or ports.get(None):
-                return found
+                return found[0]
         return None
 
     def match_every_port(self, host: str) -> Rule | None:
         """The most specific rule that holds for the canonical `host` on every port."""
-        return next((ports[None] for ports in self._tables(host) if None in ports), None)
+        return next((ports[None][0] for ports in self._tables(host) if None in ports), None)
 
     def matching(self, host: str) -> Iterator[Rule]:
         """Every rule for the canonical `host`, the most specific first."""
         for ports in self._tables(host):
-            yield from dict.fromkeys(ports.values())
+            yield from dict.fromkeys(chain.from_iterable(ports.values()))
+
+    def with_endpoints(self, host: str, port: int) -> list[Rule]:
+        """Every rule for the canonical `host` on `port` that is for certain requests only."""
+        if not self.has_endpoints:
+            return []
+        tables = [[*ports.get(port, ()), *ports.get(None, ())] for ports in self._tables(host)]
+        return [rule for rule in chain.from_iterable(tables) if rule.endpoints]
 
     def _ports_of(self, pattern: str) -> _Ports:
         if pattern == "*":
@@ -121,10 +133,16 @@ class HostRules:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a sandbox may reach. An empty allow list allows nothing."""
+    """What a sandbox may reach. An empty allow list allows nothing.
+
+    `managed`: where a credential is to be put into requests; the text of such a rule is the service's name.
+    `upstream_proxy`: what is permitted goes through it, but for what it is told to leave alone.
+    """
 
     allow: HostRules
     deny: HostRules
+    managed: HostRules = field(default_factory=HostRules)
+    upstream_proxy: UpstreamProxy | None = None
 
     def warnings(self) -> list[str]:
         """What the operator should know about rules that allow very much, or nothing; one line each."""

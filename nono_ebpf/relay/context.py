@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from nono_ebpf.errors import UpstreamError
@@ -80,26 +80,31 @@ class Context:
     admit: Admit
 
     async def judge(self, ask: Ask, process: Process | None) -> Permit | Denial:
-        """`decide()`, with the host's addresses looked up when it asks for them, for `process`.
+        """`decide()`, with addresses looked up when it asks for them, for `process`.
 
         Raises:
             UpstreamError: phase "resolve".
         """
         verdict = decide(self.policy, ask)
+        # At most two questions: whose address a literal is, and where the upstream proxy is.
+        for _ in range(2):
+            if not isinstance(verdict, Resolve):
+                break
+            ask = ask.answered(verdict, await self._lookup(verdict, ask, process))
+            verdict = decide(self.policy, ask)
         if isinstance(verdict, Resolve):
-            verdict = decide(self.policy, replace(ask, addresses=await self._lookup(verdict.host, process)))
-        if isinstance(verdict, Resolve):
-            raise UpstreamError("resolve", ask.host, "the verdict depends on a second name")
+            raise UpstreamError("resolve", ask.host, "the verdict depends on a third name")
         return verdict
 
-    async def _lookup(self, host: str, process: Process | None) -> tuple[ResolvedAddress, ...]:
-        if not self.admit(host, process):
-            raise UpstreamError("resolve", host, "too many new names were asked for")
+    async def _lookup(self, wanted: Resolve, ask: Ask, process: Process | None) -> tuple[ResolvedAddress, ...]:
+        # The upstream proxy looks the name up, so that is what a process can have too much of.
+        if not self.admit(ask.host if wanted.of_proxy else wanted.host, process):
+            raise UpstreamError("resolve", ask.host, "too many new names were asked for")
         try:
             async with asyncio.timeout(self.limits.resolve_s):
-                return await self.resolver.lookup(host)
+                return await self.resolver.lookup(wanted.host)
         except TimeoutError as error:
-            raise UpstreamError("resolve", host, f"no answer within {self.limits.resolve_s:g} s") from error
+            raise UpstreamError("resolve", wanted.host, f"no answer within {self.limits.resolve_s:g} s") from error
 
 
 def note_verdict(record: Record, verdict: Permit | Denial) -> None:

@@ -34,6 +34,7 @@ from nono_ebpf.dns.server import DnsServer
 from nono_ebpf.errors import SandboxError
 from nono_ebpf.model import Process
 from nono_ebpf.policy.rules import HostRules, Policy, parse_allow_rule, parse_deny_rule
+from nono_ebpf.policy.upstream_proxy import UpstreamProxy, parse_bypass
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -106,11 +107,13 @@ async def box(
     names: NameTable | None = None,
     limits: Limits | None = None,
     resolv_conf: Path = NOWHERE,
+    upstream_proxy: UpstreamProxy | None = None,
 ) -> AsyncIterator[Box]:
     """A sandbox's DNS side with these rules, in front of a nameserver with `zone`."""
     policy = Policy(
         HostRules([parse_allow_rule(rule, "--allow-domain") for rule in allow]),
         HostRules([parse_deny_rule(rule, "--deny-domain") for rule in deny]),
+        upstream_proxy=upstream_proxy,
     )
     async with Nameserver(zone) as upstream:
         resolver = HostResolver(
@@ -258,6 +261,25 @@ def test_a_pinned_loopback_service_is_reached_through_a_synthetic_address() -> N
             assert ip_address(four) in V4_POOL
             assert ip_address(six) in V6_POOL
             assert b.upstream.seen == []
+
+    asyncio.run(scenario())
+
+
+def test_what_goes_through_an_upstream_proxy_is_not_looked_up_here() -> None:
+    """An address that nobody else has stands for the name, the same each time; what is bypassed is looked up."""
+
+    async def scenario() -> None:
+        proxy = UpstreamProxy("squid.test", 3128, bypass=parse_bypass("four.test", "test"))
+        async with box("a.test", "four.test", upstream_proxy=proxy) as b:
+            for rdtype, pool in (("A", V4_POOL), ("AAAA", V6_POOL)):
+                (given,) = addresses(await b.ask("a.test", rdtype))
+                assert ip_address(given) in pool
+                assert b.names.name_of(ip_address(given)) == "a.test"
+                assert addresses(await b.ask("A.test", rdtype)) == [given]
+            assert b.upstream.seen == []
+            assert addresses(await b.ask("four.test")) == ["203.0.113.4"]
+            assert addresses(await b.ask("evil.test")) == []
+            assert b.records[0].reason == "left to the upstream proxy squid.test:3128 to look up"
 
     asyncio.run(scenario())
 

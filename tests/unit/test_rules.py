@@ -38,8 +38,8 @@ def denies(*texts: str) -> HostRules:
 def test_a_rule_has_one_meaning(text: str, pattern: str, port: int | None) -> None:
     """Patterns are canonical; without a port an allow rule is for 80 and 443, a deny rule for every port."""
     ports = None if port is None else frozenset({port})
-    assert parse_allow_rule(text, "s") == Rule(pattern, ports or WEB_PORTS, text, "s")
-    assert parse_deny_rule(text, "s") == Rule(pattern, ports, text, "s")
+    assert parse_allow_rule(text, "s") == Rule(pattern, ports or WEB_PORTS, text, "s", names_port=port is not None)
+    assert parse_deny_rule(text, "s") == Rule(pattern, ports, text, "s", names_port=port is not None)
 
 
 @pytest.mark.parametrize(
