@@ -22,6 +22,7 @@ FORBIDDEN = {
     "relay": ("nono_ebpf.kernel",),
     "dns": ("nono_ebpf.kernel",),
     "audit": ("nono_ebpf.kernel",),
+    "credentials": ("asyncio", "socket", "ssl", "nono_ebpf.kernel", "nono_ebpf.relay"),
 }
 BUILTIN_EXCEPTIONS = {
     name for name, thing in vars(builtins).items() if isinstance(thing, type) and issubclass(thing, BaseException)
@@ -66,7 +67,7 @@ def permits_made(tree: ast.AST) -> list[int]:
 
 def changes_endpoints(call: ast.Call) -> bool:
     """Whether a `dataclasses.replace` could change where a Permit leads; `**` hides what it changes."""
-    return any(keyword.arg in (None, "endpoints") for keyword in call.keywords)
+    return any(keyword.arg in (None, "endpoints", "via") for keyword in call.keywords)
 
 
 def exceptions_defined(tree: ast.AST, known: set[str]) -> list[str]:

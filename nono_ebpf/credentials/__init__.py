@@ -1,0 +1,1 @@
+"""Where secrets are kept, and how they get from there to the one process that uses them."""
