@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 USAGE_ERROR, OUR_FAULT = 2, 125
+PORT_MAX = 65535
 
 _DESCRIPTION = """\
 A network sandbox for untrusted programs. Every TCP connection of the command, whatever client makes it and
@@ -31,12 +32,23 @@ Judge HOST as a sandbox with these rules would, and say which rule decides and w
 function that judges connections; a name that the rules allow is looked up, so that its addresses are judged as well.
 Exit status: 0 allowed, 1 denied.
 """
+_PROFILE_DESCRIPTION = """\
+A profile is nono's: JSON with comments. Its network, and the profiles that it extends, are obeyed; what it says about
+files and commands is left to nono.
+"""
 _RULES = """\
 rules:
   A host is NAME, *.NAME (any depth below it, not itself), an address, or * for every host. Without a port it means
   ports 80 and 443; HOST:PORT means that port alone. A denial wins over what allows. Cloud metadata services and
   link-local addresses are denied whatever a rule says, this host's own addresses unless a rule lists the port.
   @NAME stands for a group of hosts: @python @npm @github @anthropic @openai ... (see `nono-ebpf presets`).
+  http://HOST/PATH or https://HOST/PATH allows these requests only: * is any part of one segment, ** any number of them.
+  Such a host is never tunnelled, whatever else allows it. This version judges requests over plain HTTP only.
+
+profiles:
+  Options add to what a profile says, and --network-profile, --upstream-proxy and --upstream-auth take its place.
+  `nono-ebpf profile check FILE` finds every mistake in one. nono's other names of options are taken as well:
+  --allow-proxy, --proxy-allow, --external-proxy, --external-proxy-bypass, --allow-port, --allow-bind, --net-block.
 
 files:
   The file system is not confined: the command reads and writes what its account may. Sockets of the host's
@@ -48,6 +60,8 @@ exit status:
 examples:
   nono-ebpf run --allow-domain @python -- pip download six
   nono-ebpf run --allow-domain api.example.com --audit-log agent.ndjson -- my-agent
+  nono-ebpf run --profile agent.json --allow-domain 'http://api.internal/v1/**' -- my-agent
+  nono-ebpf run --upstream-proxy proxy.corp:3128 --upstream-auth env://PROXY_AUTH --allow-domain @npm -- npm ci
   nono-ebpf run --allow-domain db.internal:5432 --resolve db.internal:10.0.0.7 -- psql -h db.internal
 """
 
@@ -69,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_run(commands)
     _add_why(commands)
+    _add_profile(commands)
     doctor = commands.add_parser("doctor", help="try what a sandbox needs of this machine and say what is missing")
     doctor.add_argument("--json", action="store_true", help="for machines")
     commands.add_parser("demo", help="see it work: test hosts, real clients, what was let through and what was not")
@@ -77,32 +92,111 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_rules(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def _port(text: str) -> int:
+    """A port as an option's value."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= PORT_MAX):
+        raise argparse.ArgumentTypeError(f"{text!a} is not a port: write a number from 1 to {PORT_MAX}")
+    return int(text)
+
+
+def _add_list(group: argparse._ArgumentGroup, name: str, *others: str, **said: Any) -> None:  # noqa: ANN401
+    """An option that may be repeated; `others` are nono's other names of it, which no help needs to repeat."""
+    arguments = {"dest": name.removeprefix("--").replace("-", "_"), "action": "append", "default": []} | said
+    group.add_argument(name, **arguments)
+    _add_names(group, others, arguments)
+
+
+def _add_value(group: argparse._ArgumentGroup, name: str, *others: str, **said: Any) -> None:  # noqa: ANN401
+    """An option with one value, and nono's other names of it."""
+    arguments = {"dest": name.removeprefix("--").replace("-", "_")} | said
+    group.add_argument(name, **arguments)
+    _add_names(group, others, arguments)
+
+
+def _add_names(group: argparse._ArgumentGroup, names: Sequence[str], arguments: dict[str, Any]) -> None:
+    for other in names:
+        group.add_argument(other, **(arguments | {"help": argparse.SUPPRESS}))
+
+
+def _add_rules(parser: argparse.ArgumentParser) -> None:
     """What `run` obeys and `why` explains."""
     rules = parser.add_argument_group("what it may reach")
-    rules.add_argument("--profile", "-p", metavar="FILE", help="a nono profile (JSON): its network rules")
     rules.add_argument(
-        "--allow-domain",
-        metavar="HOST[:PORT]",
-        action="append",
-        default=[],
-        help="let it reach this host; may be repeated",
+        "--profile", "-p", metavar="FILE", help="a nono profile (JSON), or the name of one in ~/.config/nono/profiles"
     )
-    rules.add_argument(
-        "--deny-domain",
-        metavar="HOST[:PORT]",
-        action="append",
-        default=[],
-        help="never this one, whatever allows it; may be repeated",
+    _add_list(rules, "--extends", metavar="NAME", help="on top of this profile: a name or a file; may be repeated")
+    _add_value(
+        rules,
+        "--network-profile",
+        metavar="NAME",
+        help="presets that belong together: minimal, developer, enterprise ...",
     )
-    rules.add_argument(
+    _add_list(
+        rules,
+        *("--allow-domain", "--allow-proxy", "--proxy-allow"),
+        metavar="HOST[:PORT]|URL",
+        help="let it reach this host, or of a URL with a path these requests only; may be repeated",
+    )
+    _add_list(rules, "--deny-domain", metavar="HOST[:PORT]", help="never this one, whatever allows it; may be repeated")
+    rules.add_argument("--allow-net", action="store_true", help="every host and port but what is denied")
+    rules.add_argument("--block-net", action="store_true", help="nothing, whatever else is said")
+    rules.add_argument("--net-block", dest="block_net", action="store_true", help=argparse.SUPPRESS)
+    _add_list(
+        rules,
         "--resolve",
         metavar="NAME:ADDRESS",
-        action="append",
-        default=[],
         help="NAME has this address, whatever DNS says (split DNS, a service on this host); may be repeated",
     )
-    return rules
+    rules.add_argument(
+        "--nono-globs", action="store_true", help="in paths of requests, * and ? match slashes too, as nono's do"
+    )
+    _add_ports(parser.add_argument_group("ports"))
+    _add_upstream(parser.add_argument_group("through a proxy"))
+
+
+def _add_ports(ports: argparse._ArgumentGroup) -> None:
+    _add_list(
+        ports,
+        *("--open-port", "--allow-port"),
+        metavar="PORT",
+        type=_port,
+        help="let it reach this port of this machine's own loopback; may be repeated",
+    )
+    _add_list(
+        ports,
+        *("--listen-port", "--allow-bind"),
+        metavar="PORT",
+        type=_port,
+        help="let it listen there, where --landlock-ports refuses that; may be repeated",
+    )
+    _add_list(
+        ports,
+        "--allow-connect-port",
+        metavar="PORT",
+        type=_port,
+        help="a host without a port stands for this one, too, besides 80 and 443; may be repeated",
+    )
+
+
+def _add_upstream(upstream: argparse._ArgumentGroup) -> None:
+    _add_value(
+        upstream,
+        *("--upstream-proxy", "--external-proxy"),
+        metavar="PROXY",
+        help="reach hosts through HOST:PORT or its URL (https:// for TLS to it); env: what HTTPS_PROXY names",
+    )
+    _add_list(
+        upstream,
+        *("--upstream-bypass", "--external-proxy-bypass"),
+        metavar="HOST",
+        help="but this one directly: a host, *.DOMAIN or a network; may be repeated",
+    )
+    _add_value(
+        upstream,
+        "--upstream-auth",
+        metavar="REF",
+        help="where USER:PASSWORD for the proxy is kept: env://NAME or file:///path",
+    )
 
 
 def _add_why(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -113,10 +207,31 @@ def _add_why(commands: argparse._SubParsersAction[_Parser]) -> None:
         usage="nono-ebpf why --host HOST[:PORT] [OPTION]...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    why.add_argument("--host", metavar="HOST[:PORT]", required=True, help="a name or an address, in any spelling")
-    why.add_argument("--port", type=int, metavar="PORT", help="where it would be connected to (default: 443)")
+    question = why.add_argument_group("the question")
+    question.add_argument("--host", metavar="HOST[:PORT]", required=True, help="a name or an address, in any spelling")
+    question.add_argument("--port", type=int, metavar="PORT", help="where it would be connected to (default: 443)")
+    question.add_argument("--method", metavar="METHOD", help="of a request, rather than of a connection (default: GET)")
+    question.add_argument("--path", metavar="PATH", help="the same: what would be asked for (default: /)")
     why.add_argument("--json", action="store_true", help="for machines")
     _add_rules(why)
+
+
+def _add_profile(commands: argparse._SubParsersAction[_Parser]) -> None:
+    profile = commands.add_parser(
+        "profile",
+        help="check profiles, show what they add up to, print the schema for editors",
+        description=_PROFILE_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = profile.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser)
+    check = actions.add_parser("check", help="every mistake at once; exit status 2 when there is one")
+    check.add_argument("files", metavar="FILE", nargs="+", help="profiles, or names of them in ~/.config/nono/profiles")
+    show = actions.add_parser("show", help="every value of a profile and of what it extends, and where it was written")
+    show.add_argument("file", metavar="FILE", help="a profile, or the name of one in ~/.config/nono/profiles")
+    show.add_argument("--extends", metavar="NAME", action="append", default=[], help="on top of this one, too")
+    for action in (check, show):
+        action.add_argument("--json", action="store_true", help="for machines")
+    actions.add_parser("schema", help='print a JSON Schema: save it, and name the file as "$schema" in profiles')
 
 
 def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -128,13 +243,13 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
         usage="nono-ebpf run [OPTION]... -- CMD [ARG]...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    rules = _add_rules(run)
-    rules.add_argument(
+    _add_rules(run)
+    surroundings = run.add_argument_group("its surroundings")
+    surroundings.add_argument(
         "--upstream-ca",
         metavar="FILE",
-        help="certificates (PEM) that the command trusts besides the system's",
+        help="certificates (PEM) to trust besides the system's, for the command and for TLS to an upstream proxy",
     )
-    surroundings = run.add_argument_group("its surroundings")
     surroundings.add_argument("--user", metavar="NAME", help="account to run as (default: who called sudo); not root")
     surroundings.add_argument(
         "--allow-socket",
@@ -188,13 +303,17 @@ def _fail(error: Exception, status: int, hint: str = "") -> int:
 
 
 def _show_presets(*, as_json: bool) -> int:
-    from nono_ebpf.config import load
+    from nono_ebpf.config.presets import network_policy, presets
 
-    presets = {name: preset.allow_domain for name, preset in sorted(load.presets().items())}
+    hosts = {name: preset.allow_domain for name, preset in presets().items()}
     if as_json:
-        sys.stdout.write(json.dumps(presets, indent=2) + "\n")
-    else:
-        sys.stdout.writelines(f"@{name}  {' '.join(hosts)}\n" for name, hosts in presets.items())
+        sys.stdout.write(json.dumps(hosts, indent=2) + "\n")
+        return 0
+    sys.stdout.writelines(f"@{name}  {' '.join(listed)}\n" for name, listed in hosts.items())
+    sys.stdout.writelines(
+        f"--network-profile {name}  {' '.join(f'@{group}' for group in each.groups)}\n"
+        for name, each in network_policy().network_profiles.items()
+    )
     return 0
 
 
@@ -208,6 +327,10 @@ def _dispatch(options: argparse.Namespace, arguments: list[str]) -> int:
             from nono_ebpf import why
 
             return why.main(options)
+        case "profile":
+            from nono_ebpf import profile
+
+            return profile.main(options)
         case "doctor":
             from nono_ebpf import doctor
 

@@ -1,27 +1,30 @@
-"""`nono-ebpf why`: what the rules say about a host, by the function that judges connections."""
+"""`nono-ebpf why`: what the rules say about a host or a request, by the function that judges connections."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
-from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nono_ebpf.authority import Authority, canonical_host, host_address, split_port
 from nono_ebpf.config import load
+from nono_ebpf.config.options import Overrides
 from nono_ebpf.dns.resolver import HostResolver
 from nono_ebpf.errors import ConfigError, UpstreamError
 from nono_ebpf.model import Identity
-from nono_ebpf.policy.decide import Ask, Denial, Permit, Resolve, decide
+from nono_ebpf.policy.decide import Ask, Denial, DenialCategory, Permit, Resolve, decide
+from nono_ebpf.policy.endpoints import Request
 from nono_ebpf.prepare import parse_pinned
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
+    from nono_ebpf.config.load import Settings
     from nono_ebpf.policy.rules import Policy, Rule
 
 DEFAULT_PORT, _PORT_MAX = 443, 65535
@@ -35,15 +38,18 @@ def main(options: argparse.Namespace) -> int:
         ConfigError, InvalidAuthority: the question or the rules make no sense.
     """
     asked = _authority(options.host, options.port)
-    policy = _policy(options)
-    for warning in policy.warnings():
+    identity = Identity.DNS if host_address(asked.host) is None else Identity.ADDRESS
+    ask = Ask(asked.host, asked.port, identity, request=_request(options.method, options.path))
+    settings = _settings(options)
+    policy = settings.policy
+    for warning in settings.warnings:
         sys.stderr.write(f"nono-ebpf: warning: {warning}\n")
     verdict: Permit | Denial | UpstreamError
     try:
-        verdict = asyncio.run(_judge(policy, asked, parse_pinned(options.resolve)))
+        verdict = asyncio.run(_judge(policy, ask, parse_pinned(options.resolve)))
     except UpstreamError as error:
         verdict = error
-    facts = _facts(asked, verdict)
+    facts = _facts(ask, verdict)
     sys.stdout.write(json.dumps(facts, indent=2) + "\n" if options.json else _text(facts))
     return ALLOWED if isinstance(verdict, Permit) else DENIED
 
@@ -57,44 +63,53 @@ def _authority(text: str, port: int | None) -> Authority:
     return Authority(canonical_host(host), written or port or DEFAULT_PORT)
 
 
-def _policy(options: argparse.Namespace) -> Policy:
-    profile = None
-    if options.profile is not None:
-        try:
-            profile = load.load_profile(Path(options.profile).read_bytes(), options.profile)
-        except OSError as error:
-            raise ConfigError("--profile", f"{options.profile}: {error.strerror}") from error
-    return load.build_policy(profile, options.profile, options.allow_domain, options.deny_domain)
+def _settings(options: argparse.Namespace) -> Settings:
+    def read(path: str) -> bytes:
+        return Path(path).read_bytes()
+
+    return load.settings(Overrides.of(options), read, home=str(Path.home()), environment=os.environ)
 
 
-async def _judge(policy: Policy, asked: Authority, pinned: Mapping[str, list[str]]) -> Permit | Denial:
-    identity = Identity.DNS if host_address(asked.host) is None else Identity.ADDRESS
-    ask = Ask(asked.host, asked.port, identity)
-    verdict = decide(policy, ask)
-    if isinstance(verdict, Resolve):
-        resolver = HostResolver({name: tuple(map(ip_address, addresses)) for name, addresses in pinned.items()})
-        try:
-            verdict = decide(policy, replace(ask, addresses=await resolver.lookup(verdict.host)))
-        finally:
-            await resolver.aclose()
-    if isinstance(verdict, Resolve):
-        raise UpstreamError("resolve", asked.host, "the verdict depends on a second name")
-    return verdict
+def _request(method: str | None, path: str | None) -> Request | None:
+    if method is None and path is None:
+        return None
+    target = path if path is not None else "/"
+    if not target.startswith("/"):
+        raise ConfigError("--path", f"{target!a} does not begin with /")
+    return Request(method or "GET", target)
 
 
-def _facts(asked: Authority, verdict: Permit | Denial | UpstreamError) -> dict[str, Any]:
+async def _judge(policy: Policy, ask: Ask, pinned: Mapping[str, list[str]]) -> Permit | Denial:
+    resolver = HostResolver({name: tuple(map(ip_address, addresses)) for name, addresses in pinned.items()})
+    try:
+        while isinstance(verdict := decide(policy, ask), Resolve):
+            ask = ask.answered(verdict, await resolver.lookup(verdict.host))
+        return verdict
+    finally:
+        await resolver.aclose()
+
+
+def _facts(ask: Ask, verdict: Permit | Denial | UpstreamError) -> dict[str, Any]:
     """What is known, by the names that the audit log has; absent when unknown."""
-    facts: dict[str, Any] = {"target": asked.host, "port": asked.port}
+    facts: dict[str, Any] = {"target": ask.host, "port": ask.port}
+    if ask.request is not None:
+        facts |= {"method": ask.request.method, "path": ask.request.target}
     if isinstance(verdict, UpstreamError):
-        return facts | {
-            "decision": "unknown",
-            "reason": f"the rules allow the name, but looking it up failed: {verdict.problem}",
-        }
+        reason = f"the rules allow the name, but looking {verdict.target} up failed: {verdict.problem}"
+        return facts | {"decision": "unknown", "reason": reason}
     if isinstance(verdict, Permit):
-        addresses = [str(endpoint.address) for endpoint in verdict.endpoints]
-        return facts | {"decision": "allow", **_rule(verdict.rule), "resolved_addresses": addresses}
+        return facts | {"decision": "allow", **_rule(verdict.rule), **_road(verdict)}
     facts |= {"decision": "deny", "denial_category": verdict.category.value, "reason": verdict.reason}
+    if verdict.category is DenialCategory.CONNECT_BYPASSES_L7 and verdict.rule and verdict.rule.endpoints:
+        facts["endpoints"] = [str(each) for each in verdict.rule.endpoints]
     return facts | _rule(verdict.rule) | ({"remedy": verdict.remedy} if verdict.remedy else {})
+
+
+def _road(permit: Permit) -> dict[str, Any]:
+    sent = {} if permit.target is None else {"sent_as": permit.target}
+    if permit.via is not None:
+        return sent | {"route": f"through the upstream proxy {permit.via}"}
+    return sent | {"route": "direct", "resolved_addresses": [str(each.address) for each in permit.endpoints]}
 
 
 def _rule(rule: Rule | None) -> dict[str, str]:
@@ -102,11 +117,20 @@ def _rule(rule: Rule | None) -> dict[str, str]:
 
 
 _WORDS = {"allow": "allowed", "deny": "denied", "unknown": "could not tell"}
-_LINES = (("rule", "rule"), ("reason", "because"), ("remedy", "allow with"), ("resolved_addresses", "addresses"))
+_LINES = (
+    ("rule", "rule"),
+    ("reason", "because"),
+    ("endpoints", "requests"),
+    ("remedy", "allow with"),
+    ("route", "route"),
+    ("sent_as", "sent as"),
+    ("resolved_addresses", "addresses"),
+)
 
 
 def _text(facts: dict[str, Any]) -> str:
-    lines = [f"{Authority(facts['target'], facts['port'])}  {_WORDS[facts['decision']]}"]
+    request = f"{facts['method']} {facts['path']}  " if "method" in facts else ""
+    lines = [f"{Authority(facts['target'], facts['port'])}  {request}{_WORDS[facts['decision']]}"]
     for key, title in _LINES:
         if key in facts:
             lines.append(f"  {title:<10}  {_shown(facts, key)}")

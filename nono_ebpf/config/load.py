@@ -1,143 +1,146 @@
-"""From what the operator wrote to a policy: profile files, options and presets.
+"""From what the operator wrote, in profiles and in options, to what a sandbox is to do.
 
-Knows JSON and where each rule came from, so that every error and every decision can name its place. Must not
-know how rules match.
+Every mistake is found here, and every value knows where it came from. Must not know how rules match.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
-from importlib import resources
+import shlex
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from nono_ebpf.config.schema import Network, Preset, Profile
+from nono_ebpf.config.compile import Compiler, Ports, Route
+from nono_ebpf.config.environment import from_environment
+from nono_ebpf.config.extends import Library
+from nono_ebpf.config.options import FROM_ENVIRONMENT, Overrides, merged_with
+from nono_ebpf.config.validate import ignored_keys
+from nono_ebpf.config.warn import warnings
 from nono_ebpf.errors import ConfigError
-from nono_ebpf.policy.rules import HostRules, Policy, Rule, parse_allow_rule, parse_deny_rule
+from nono_ebpf.policy.rules import HostRules, Policy, Rule, parse_deny_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Mapping, Sequence
 
-_ALLOW_KEYS = ("allow_domain", "proxy_allow", "allow_proxy")
-_KEYS = {"": Profile.__struct_fields__, "network": Network.__struct_fields__}
-# msgspec tells the place of an error in its text only: "Expected `str`, got `int` - at `$.network.x[0]`".
-# A key in front of it may look the same: the last one counts.
-_PLACE = re.compile(r"(?P<problem>.*) - at `\$\.?(?P<place>[^`]*)`", re.DOTALL)
-_UNKNOWN_KEY = re.compile(r"Object contains unknown field `(?P<key>.*)`", re.DOTALL)
+    from nono_ebpf.config.extends import Read
+    from nono_ebpf.config.merge import Merged, Sourced
+    from nono_ebpf.config.no_proxy import NoProxy
+    from nono_ebpf.config.schema import TlsIntercept
+    from nono_ebpf.policy.upstream_proxy import UpstreamProxy
 
 
-def load_profile(text: bytes, path: str) -> Profile:
-    """The profile in `text`; `path` is only used to name it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What profiles and options say about the network. `warnings` are lines for whoever wrote them.
 
-    Raises ConfigError: not JSON, a key twice, or a value of the wrong shape. `where` is the file and the path
-    to the value, as in `agent.json: network.allow_domain[3]`.
+    `upstream_auth` is a reference. `routes` are the credentials in use: shapes, without a secret. `no_proxy` is for
+    clients, and decides nothing.
     """
-    document = _json(text, path)
-    try:
-        profile = msgspec.convert(document, Profile)
-    except msgspec.ValidationError as error:
-        raise _located(str(error), path) from error
-    except UnicodeEncodeError as error:
-        raise ConfigError(path, "a key has half of a surrogate pair", hint="write the character itself") from error
-    _refuse_two_spellings(profile.network, path)
-    return profile
+
+    policy: Policy
+    no_proxy: NoProxy
+    upstream_auth: Sourced[str] | None = None
+    open_ports: Ports = ()
+    listen_ports: Ports = ()
+    connect_ports: Ports = ()
+    allow_http2: bool = False
+    tls_intercept: TlsIntercept | None = None
+    routes: tuple[Route, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
-def build_policy(profile: Profile | None, profile_path: str, allow: Sequence[str], deny: Sequence[str]) -> Policy:
-    """The policy of a profile together with `--allow-domain` and `--deny-domain`; `@name` is a preset.
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All there is to say: `settings` of what is sound, what is not, and by file the keys that mean nothing here."""
 
-    Raises ConfigError: not a rule, or no such preset.
+    settings: Settings
+    merged: Merged
+    problems: tuple[ConfigError, ...]
+    ignored: Mapping[str, list[str]] = field(default_factory=dict)
+
+
+def settings(overrides: Overrides, read: Read, *, home: str, environment: Mapping[str, str]) -> Settings:
+    """What `overrides` and the profiles that they name say. `read` is given paths and has the rights of the account.
+
+    `home` is the account's, `environment` that of whoever started us. Raises ConfigError: the first mistake, and how
+    many more there are.
     """
-    network = profile.network if profile else Network()
-    allowed = [*_listed(network, profile_path, _ALLOW_KEYS), *((text, "--allow-domain") for text in allow)]
-    denied = [*_listed(network, profile_path, ("deny_domain",)), *((text, "--deny-domain") for text in deny)]
-    return Policy(_rules(allowed, parse_allow_rule), _rules(denied, parse_deny_rule))
+    found = examine(overrides, read, home=home, environment=environment)
+    if found.problems:
+        raise _first(found.problems, overrides.profile)
+    return found.settings
 
 
-def presets() -> dict[str, Preset]:
-    """Every preset by name, in alphabetical order."""
-    files = resources.files("nono_ebpf").joinpath("presets").iterdir()
-    named = {file.name.removesuffix(".json"): file for file in files if file.name.endswith(".json")}
-    return {name: msgspec.json.decode(named[name].read_bytes(), type=Preset) for name in sorted(named)}
+def examine(overrides: Overrides, read: Read, *, home: str, environment: Mapping[str, str]) -> Findings:
+    """The same, with every mistake in place of the first. Never raises ConfigError."""
+    library = Library(read, home)
+    problems = library.problems
+    merged = merged_with(library.resolve(overrides.profile, overrides.extends), overrides, problems)
+    compiler = Compiler(merged, nono_globs=overrides.nono_globs, problems=problems)
+    upstream_proxy = _upstream_proxy(compiler, overrides, environment, library.warnings)
+    found = _settings(compiler, overrides, upstream_proxy)
+    if overrides.block_net:
+        found = _blocked(found)
+    said = (*library.warnings, *warnings(merged, library.documents.values(), found))
+    ignored = {path: ignored_keys(document.profile) for path, document in library.documents.items()}
+    return Findings(replace(found, warnings=tuple(dict.fromkeys(said))), merged, tuple(problems), ignored)
 
 
-class _Transfer(msgspec.Struct, frozen=True):
-    allow: tuple[Rule, ...]
-    deny: tuple[Rule, ...]
+def _settings(compiler: Compiler, overrides: Overrides, upstream_proxy: UpstreamProxy | None) -> Settings:
+    merged, routes = compiler.merged, compiler.routes()
+    allow, managed = list(compiler.allowed()), [host for route in routes for host in route.hosts]
+    everything = [_EVERYTHING] if overrides.allow_net else []
+    return Settings(
+        policy=Policy(
+            HostRules([*allow, *compiler.opened(), *everything]),
+            HostRules(compiler.denied()),
+            HostRules(managed),
+            upstream_proxy,
+        ),
+        no_proxy=compiler.no_proxy(allow, managed),
+        upstream_auth=merged.upstream_auth,
+        open_ports=compiler.open_ports(),
+        listen_ports=compiler.listen_ports(),
+        connect_ports=compiler.connect_ports(),
+        allow_http2=merged.allow_http2 is not None,
+        tls_intercept=merged.tls_intercept.value if merged.tls_intercept else None,
+        routes=routes,
+    )
 
 
-def dump_policy(policy: Policy) -> bytes:
-    """`policy` for another process of ours; `restore_policy` reads it back."""
-    return msgspec.json.encode(_Transfer(policy.allow.rules, policy.deny.rules))
+def _blocked(found: Settings) -> Settings:
+    """Nothing at all, whatever the profiles say."""
+    nothing = Policy(HostRules(), HostRules([parse_deny_rule("*", "--block-net")]))
+    return Settings(policy=nothing, no_proxy=found.no_proxy, listen_ports=found.listen_ports)
 
 
-def restore_policy(data: bytes) -> Policy:
-    """The policy that `dump_policy` wrote. The rules are not parsed again: `data` has to be our own."""
-    transfer = msgspec.json.decode(data, type=_Transfer)
-    return Policy(HostRules(transfer.allow), HostRules(transfer.deny))
-
-
-def _json(text: bytes, path: str) -> object:
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found: dict[str, object] = {}
-        for key, value in pairs:
-            if key in found:
-                raise ConfigError(path, f"the key {key!a} is written twice")
-            found[key] = value
-        return found
-
+def _upstream_proxy(
+    compiler: Compiler, overrides: Overrides, environment: Mapping[str, str], said: list[str]
+) -> UpstreamProxy | None:
+    """That of the environment where the option says so, or else the profile's: what should go through one does."""
+    proxy = compiler.upstream_proxy()
+    if overrides.upstream_proxy != FROM_ENVIRONMENT:
+        return proxy
     try:
-        document: object = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(path, f"not JSON: {error}") from error
-    return document
+        named = from_environment(environment)
+    except ConfigError as error:
+        compiler.problems.append(error)
+        return proxy
+    if named is not None:
+        return compiler.with_bypass(named)
+    if proxy is None:
+        said.append("--upstream-proxy env: HTTPS_PROXY is not set, so hosts are reached directly")
+    return proxy
 
 
-def _located(message: str, path: str) -> ConfigError:
-    match = _PLACE.fullmatch(message)
-    problem, place = (match["problem"], match["place"]) if match else (message, "")
-    if unknown := _UNKNOWN_KEY.fullmatch(problem):
-        key = unknown["key"]
-        where = f"{place}.{key}" if place else key
-        return ConfigError(f"{path}: {where}", "no such key", hint=_nearest(key, _KEYS.get(place, ())))
-    return ConfigError(f"{path}: {place}" if place else path, problem.replace("`", ""))
+def _first(problems: Sequence[ConfigError], profile: str | None) -> ConfigError:
+    first, more = problems[0], len(problems) - 1
+    if not more:
+        return first
+    rest = f"{more} more"
+    if profile is not None and not first.where.startswith("--"):
+        rest += f": run `nono-ebpf profile check {shlex.quote(profile)}`"
+    return ConfigError(first.where, first.problem, hint=f"{first.hint}; {rest}" if first.hint else rest)
 
 
-def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f"did you mean {prefix}{near[0]}? " if near else ""
-    return f"{meant}known: {', '.join(prefix + each for each in known)}"
-
-
-def _refuse_two_spellings(network: Network, path: str) -> None:
-    """Two names for one list: nobody can say whether the second adds to the first or replaces it."""
-    used = [key for key in _ALLOW_KEYS if getattr(network, key)]
-    if len(used) > 1:
-        raise ConfigError(f"{path}: network.{used[1]}", f"the same as {used[0]}", hint="write one of them")
-
-
-def _listed(network: Network, path: str, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for key in keys:
-        for index, text in enumerate(getattr(network, key)):
-            yield text, f"{path}: network.{key}[{index}]"
-
-
-def _rules(written: Iterable[tuple[str, str]], parse: Callable[[str, str], Rule]) -> HostRules:
-    rules: list[Rule] = []
-    for text, source in written:
-        if text.startswith("@"):
-            rules.extend(parse(host, text) for host in _preset(text[1:], source).allow_domain)
-        else:
-            rules.append(parse(text, source))
-    return HostRules(rules)
-
-
-def _preset(name: str, source: str) -> Preset:
-    known = presets()
-    if name not in known:
-        raise ConfigError(source, f"no preset is called @{name}", hint=_nearest(name, known, "@"))
-    return known[name]
+# More than a rule can be written for: every port.
+_EVERYTHING = Rule("*", None, "--allow-net", "--allow-net")

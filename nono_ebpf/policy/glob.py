@@ -16,12 +16,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_MAX_LENGTH, _MAX_CHOICES = 1024, 64
+_MAX_LENGTH, _MAX_CHOICES = 1024, 256
+_STARS = re.compile(r"\*+")
 _CHOICE = re.compile(r"\{([^{}]*)\}")
+# What stands for stars while choices are spelled out: no path that is judged has control characters.
+_SOME, _ALL, _SOME_SEGMENTS = "\x01", "\x02", "\x03"
+_SEGMENTS = f"/{_ALL}/"
 _ELEMENT = re.compile(
-    r"(?P<all>\*\*+)|(?P<some>\*)|(?P<one>\?)|\[(?P<not>[!^]?)(?P<set>\]?[^\]/]*)\]|(?P<plain>[^\[\]])",
+    r"(?P<stars>[\x01\x02]*\x03|[\x01\x02]+)|(?P<one>\?)|\[(?P<not>[!^]?)(?P<set>\]?[^\]/]*)\]|(?P<plain>[^\[\]])",
     re.DOTALL,
 )
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _RANGE = re.compile(r"(.)-(.)|(.)", re.DOTALL)
 
 
@@ -35,8 +40,8 @@ class Glob:
     """A compiled glob. Raises ValueError for one that is not closed, or has too many choices."""
 
     def __init__(self, text: str, *, crosses: bool = False) -> None:
-        if len(text) > _MAX_LENGTH:
-            raise ValueError(f"it has more than {_MAX_LENGTH} characters")
+        if len(text) > _MAX_LENGTH or _CONTROL.search(text):
+            raise ValueError(f"it has control characters, or more than {_MAX_LENGTH} in all")
         spelled = list(_choices(text))
         self._alternatives = [_Sequence(list(_elements(each, crosses=crosses))) for each in spelled]
 
@@ -82,8 +87,9 @@ class _Sequence:
 
 
 def _choices(text: str) -> Iterator[str]:
-    """Every spelling without braces, and with `/**/` also as a single slash."""
-    pending, made = [text], 0
+    """Every spelling without braces, and with `/**/` also as a single slash. Stars are told apart before they meet."""
+    marked = _STARS.sub(lambda match: _SOME if len(match[0]) == 1 else _ALL, text)
+    pending, made = [marked], 0
     while pending:
         made += 1
         if made > _MAX_CHOICES:
@@ -92,13 +98,12 @@ def _choices(text: str) -> Iterator[str]:
         if match := _CHOICE.search(each):
             pending += [each[: match.start()] + choice + each[match.end() :] for choice in match[1].split(",")]
         elif "{" in each or "}" in each:
-            raise ValueError("a brace has no counterpart, or stands in another")
-        elif "/**/" in each:
-            before, _, after = each.partition("/**/")
-            # The marker is no character of a path, and stands for "any segments, and their slash".
-            pending += [f"{before}/{after}", f"{before}/\0{after}"]
+            raise ValueError("a brace has no counterpart")
+        elif _SEGMENTS in each:
+            before, _, after = each.partition(_SEGMENTS)
+            pending += [f"{before}/{after}", f"{before}/{_SOME_SEGMENTS}{after}"]
         else:
-            yield each.replace("\0", "**/")
+            yield each
 
 
 def _elements(text: str, *, crosses: bool) -> Iterator[_Element]:
@@ -108,13 +113,17 @@ def _elements(text: str, *, crosses: bool) -> Iterator[_Element]:
         if match is None:
             raise ValueError(f"{text[at]} has no counterpart")
         at = match.end()
-        if match["plain"]:
-            yield _Element(match["plain"].__eq__)
+        if match["stars"]:
+            across = crosses or _ALL in match["stars"] or _SOME_SEGMENTS in match["stars"]
+            yield _Element(_anything if across else _in_segment, repeats=True)
+            if match["stars"].endswith(_SOME_SEGMENTS):
+                yield _Element("/".__eq__)
+        elif match["one"]:
+            yield _Element(_anything if crosses else _in_segment)
         elif match["set"] is not None:
             yield _Element(_one_of(match["set"], negated=bool(match["not"])))
         else:
-            accepts = _anything if crosses or match["all"] else _in_segment
-            yield _Element(accepts, repeats=not match["one"])
+            yield _Element(match["plain"].__eq__)
 
 
 def _anything(_character: str) -> bool:

@@ -1,36 +1,60 @@
-"""Any profile is a policy, or a ConfigError of one line that can be shown on a terminal.
+"""Any profile, option or variable is settings, or ConfigErrors of one line that can be shown on a terminal.
 
-An accepted profile, written out and loaded, is the same policy, also after the pipe to another process; every
-rule in it is canonical, and means the same when written from its parts.
+`settings` succeeds exactly where `examine` finds nothing wrong. An accepted profile, written out and loaded, means the
+same, also after the pipe to another process and with its keys in another order; every rule in it is canonical, and
+means the same when written from its parts. Merging a profile with itself changes nothing.
 """
 
 from __future__ import annotations
 
+import json
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from nono_ebpf.authority import canonical_host, host_address
-from nono_ebpf.config.load import build_policy, dump_policy, load_profile, restore_policy
+from nono_ebpf.config.environment import from_environment
+from nono_ebpf.config.load import examine, settings
+from nono_ebpf.config.merge import merge
+from nono_ebpf.config.options import Overrides
+from nono_ebpf.config.transfer import dump_policy, restore_policy
+from nono_ebpf.config.validate import examine as examine_text
 from nono_ebpf.errors import ConfigError
 from nono_ebpf.policy.rules import parse_allow_rule, parse_deny_rule
+from nono_ebpf.profile import rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nono_ebpf.config.schema import Profile
+    from nono_ebpf.config.load import Findings
     from nono_ebpf.policy.rules import Policy, Rule
 
-_PATH = "agent.json"
+_PATH, _BASE = "agent.json", "base.json"
+# Where one text may stand in a profile.
+_PLACES: tuple[Callable[[str], Any], ...] = (
+    lambda text: {"network": {"allow_domain": [text]}},
+    lambda text: {"network": {"deny_domain": [text]}},
+    lambda text: {"network": {"allow_domain": [{"domain": "a.com", "endpoints": [{"method": text, "path": text}]}]}},
+    lambda text: {"network": {"no_proxy": [text], "allow_domain": ["a.b.com"]}},
+    lambda text: {"network": {"upstream_proxy": text, "upstream_bypass": [text]}},
+    lambda text: {"network": {"network_profile": text, "credentials": [text], "upstream_auth": text}},
+    lambda text: {"network": {"custom_credentials": {text: {"upstream": text, "credential_key": text}}}},
+    lambda text: {"extends": [text, "base"]},
+    lambda text: {text: text, "network": {text: text}},
+)
 
 
 def check(data: bytes) -> None:
-    """Judge `data` as a profile, and as the one rule of a sound profile, allowed and denied."""
+    """Judge `data` as a profile, as every text in a sound profile, as options, and as variables."""
+    overrides = Overrides(profile=_PATH)
+    _check_both_ways_to_ask(overrides, data, _examined(overrides, data))
     _check_profile(data)
     text = data.decode("utf-8", "surrogatepass") if _decodes(data) else data.decode("latin-1")
-    for key in ("allow_domain", "deny_domain"):
-        _check_profile(_quoted(key, text))
+    for place in _PLACES:
+        _check_profile(json.dumps(place(text)).encode())
+    _check_options(text)
+    _check_environment(text)
 
 
 def seeds() -> Iterator[bytes]:
@@ -41,8 +65,32 @@ def seeds() -> Iterator[bytes]:
     yield b'{"network": {"allow_domain": ["a"], "proxy_allow": ["b"]}}'
     yield b'{"network": {"allow_domian": [1, 2.5, true, null, "\\u00fc\\ud83d\\ude00"]}, "netwrok": {}}'
     yield b'{"network": {}, "network": {"deny_domain": "a"}}'
+    yield b'{"extends": ["base", "default"], "network": {"network_profile": "minimal", "block": true}, "meta": {}}'
+    yield b'{"network": {"allow_domain": [{"host": "a.com", "paths": ["/v1/{a,[b-c]*}/**"]}, {"domain": "@npm"}]}} // x'
+    yield b'{"network": {"open_port": [80, 1.0], "open_port_range": [[1, 3]], "no_proxy": [".x.y"]}}'
+    yield b'{"network": {"connect_port": [8], "listen_port": [8], "listen_port_range": [[3, 1]]}}'
+    yield b'{"network": {"upstream_proxy": "https://p:1", "upstream_bypass": ["*.c", "10.0.0.0/8"]}}'
+    yield b'{"network": {"external_proxy": "p:1", "upstream_auth": "env://X"}}'
+    yield (
+        b'{"network": {"credentials": ["c"], "custom_credentials": {"c": {"upstream": "https://a.b/c", "proxy": {},'
+        b'"auth": {"token_url": "https://t", "client_id": "i", "client_secret": "s", "extra_params": {"x": "y"}}}}}}'
+    )
+    yield b'{"credential_capture": {"g": {"command": ["a"], "output": {"format": "json", "allow_headers": ["X"]}}}}'
+    yield (
+        b'{"credential_providers": {"p": {"type": "oauth_capture", "api_hosts": ["https://a"], "token_endpoints": [{'
+        b'"host": "https://b", "path": "/t", "response_fields": [{"path": "x"}]}]}}, "credential_routes": [{"name":'
+        b'"r", "provider": "p"}]}'
+    )
     yield from (b"{}", b"[]", b"[[[[[]]]]]", b'{"network": null}', b"\xef\xbb\xbf{}", b"1e999", b"@python", b"@pyhton")
     yield from (b"a.com", b"*.a.com:22", b"*:443", b"::1", b"[::ffff:10.0.0.1]:80", b"10.0.0.0/8", b"A.com.", b"xn--a")
+    yield from (
+        b"http://a.com:80/v1/**",
+        b"http://p.corp:3128",
+        b"env://X",
+        b"../x.json",
+        b".a.b, *, c.d:8",
+        b"developer",
+    )
 
 
 def _decodes(data: bytes) -> bool:
@@ -54,38 +102,110 @@ def _decodes(data: bytes) -> bool:
     return True
 
 
-def _quoted(key: str, text: str) -> bytes:
-    escaped = "".join(f"\\u{unit:04x}" for unit in memoryview(text.encode("utf-16", "surrogatepass")[2:]).cast("H"))
-    return f'{{"network": {{"{key}": ["{escaped}"]}}}}'.encode()
+def _read(data: bytes) -> Callable[[str], bytes]:
+    files = {_PATH: data, _BASE: b'{"network": {"allow_domain": ["base.com"], "credentials": ["github"]}}'}
+
+    def read(path: str) -> bytes:
+        if path not in files:
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return files[path]
+
+    return read
+
+
+def _examined(overrides: Overrides, data: bytes = b"{}") -> Findings:
+    """What is found, every line of which can be shown."""
+    found = examine(overrides, _read(data), home="/home/a", environment={})
+    for line in (*map(str, found.problems), *found.settings.warnings):
+        _check_it_can_be_shown(line)
+    return found
+
+
+def _check_both_ways_to_ask(overrides: Overrides, data: bytes, found: Findings) -> None:
+    try:
+        loaded = settings(overrides, _read(data), home="/home/a", environment={})
+    except ConfigError as error:
+        line = str(error)
+    else:
+        line = ""
+        assert loaded.policy.allow.rules == found.settings.policy.allow.rules
+    assert bool(line) == bool(found.problems), "only one of them fails"
+    _check_it_can_be_shown(line or "nothing")
 
 
 def _check_profile(data: bytes) -> None:
-    try:
-        profile = load_profile(data, _PATH)
-        policy = build_policy(profile, _PATH, [], [])
-    except ConfigError as error:
-        _check_it_can_be_shown(str(error))
+    found = _examined(Overrides(profile=_PATH), data)
+    assert merge(found.merged, found.merged) == found.merged
+    for _, value, source in rows(found.merged):
+        json.dumps(value)
+        assert source
+    if found.problems:
         return
-    _check_it_is_kept(profile, policy)
+    policy = found.settings.policy
+    _check_it_is_kept(data, policy)
+    opened = {each.source for each in found.settings.open_ports}
     for rule in policy.allow.rules:
-        _check_rule(rule, parse_allow_rule)
+        if rule.source not in opened:
+            _check_rule(rule, parse_allow_rule)
     for rule in policy.deny.rules:
         _check_rule(rule, parse_deny_rule)
-    for warning in policy.warnings():
-        _check_it_can_be_shown(warning)
+
+
+def _check_options(text: str) -> None:
+    for given in (
+        Overrides(allow_domain=(text,), deny_domain=(text,)),
+        Overrides(upstream_proxy=text, upstream_bypass=(text,), upstream_auth=text),
+        Overrides(profile=_PATH, network_profile=text, extends=(text,)),
+        Overrides(profile=text, block_net=True, allow_net=True),
+    ):
+        _examined(given)
+
+
+def _check_environment(text: str) -> None:
+    for environment in ({"HTTPS_PROXY": text}, {"https_proxy": "p:1", "NO_PROXY": text}):
+        try:
+            found = from_environment(environment)
+        except ConfigError as error:
+            _check_it_can_be_shown(str(error))
+        else:
+            assert found is None or canonical_host(found.host) == found.host
 
 
 def _check_it_can_be_shown(line: str) -> None:
     assert line.splitlines() == [line], f"more than one line: {line!a}"
-    assert not any(unicodedata.category(each) in {"Cc", "Cs"} for each in line), f"control characters: {line!a}"
+    assert line.isprintable() or not any(unicodedata.category(each) in {"Cc", "Cs"} for each in line), (
+        f"control characters: {line!a}"
+    )
 
 
-def _check_it_is_kept(profile: Profile, policy: Policy) -> None:
-    again = load_profile(msgspec.json.encode(profile), _PATH)
-    assert again == profile
-    for same in (build_policy(again, _PATH, [], []), restore_policy(dump_policy(policy))):
-        assert same.allow.rules == policy.allow.rules
-        assert same.deny.rules == policy.deny.rules
+def _check_it_is_kept(data: bytes, policy: Policy) -> None:
+    profile = examine_text(data, _PATH)[0].profile
+    written = msgspec.json.encode(profile)
+    again, problems = examine_text(written, _PATH)
+    assert problems == []
+    assert again.profile == profile
+    backwards = json.dumps(_backwards(json.loads(written))).encode()
+    for same in (
+        examine(Overrides(profile=_PATH), _read(written), home="/home/a", environment={}).settings.policy,
+        examine(Overrides(profile=_PATH), _read(backwards), home="/home/a", environment={}).settings.policy,
+        restore_policy(dump_policy(policy)),
+    ):
+        assert [_meaning(rule) for rule in same.allow.rules] == [_meaning(rule) for rule in policy.allow.rules]
+        assert [_meaning(rule) for rule in same.deny.rules] == [_meaning(rule) for rule in policy.deny.rules]
+        assert {rule.pattern for rule in same.managed.rules} == {rule.pattern for rule in policy.managed.rules}
+        assert same.upstream_proxy == policy.upstream_proxy
+
+
+def _backwards(value: Any) -> Any:
+    """The same object with its keys in another order."""
+    if isinstance(value, dict):
+        return {key: _backwards(each) for key, each in reversed(value.items())}
+    return [_backwards(each) for each in value] if isinstance(value, list) else value
+
+
+def _meaning(rule: Rule) -> tuple[object, ...]:
+    """All but how its place is spelled."""
+    return rule.pattern, rule.ports, rule.text, rule.names_port, rule.endpoints
 
 
 def _check_rule(rule: Rule, parse: Callable[[str, str], Rule]) -> None:
@@ -94,6 +214,8 @@ def _check_rule(rule: Rule, parse: Callable[[str, str], Rule]) -> None:
     assert domain == "*" or canonical_host(domain) == domain
     assert rule.pattern == domain or host_address(domain) is None
     written = f"[{rule.pattern}]" if ":" in rule.pattern else rule.pattern
-    ports = sorted(rule.ports or ())
-    again = parse(f"{written}:{ports[0]}" if len(ports) == 1 else written, rule.source)
-    assert (again.pattern, again.ports) == (rule.pattern, rule.ports)
+    if rule.names_port:
+        written = f"{written}:{next(iter(rule.ports or ()))}"
+    again = parse(written, rule.source)
+    assert again.pattern == rule.pattern
+    assert again.ports == rule.ports or not rule.names_port

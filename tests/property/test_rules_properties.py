@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nono_ebpf.config.load import dump_policy, restore_policy
+from nono_ebpf.config.transfer import dump_policy, restore_policy
 from nono_ebpf.policy.rules import HostRules, Policy, Rule, parse_allow_rule, parse_deny_rule
 
 # Few labels and ports, so that rules and questions meet.

@@ -29,6 +29,7 @@ def test_an_allowed_host_comes_with_its_rule_and_addresses(capsys: pytest.Captur
         "decision": "allow",
         "rule": "*.example.com",
         "rule_source": "--allow-domain",
+        "route": "direct",
         "resolved_addresses": ["203.0.113.9"],
     }
 
@@ -80,3 +81,40 @@ def test_a_question_without_a_meaning_is_one_line(capsys: pytest.CaptureFixture[
     assert main(["why", *arguments]) == 2
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
+
+
+@pytest.fixture
+def endpoints(tmp_path: Path) -> tuple[str, ...]:
+    profile = tmp_path / "agent.json"
+    entry = {"domain": "api.test", "endpoints": [{"method": "GET", "path": "/v1/**"}]}
+    profile.write_text(json.dumps({"network": {"allow_domain": [entry], "upstream_bypass": ["api.test"]}}))
+    return ("--profile", str(profile), "--host", "api.test:80", "--resolve", "api.test:203.0.113.9")
+
+
+def test_a_request_is_judged_by_its_method_and_path(
+    capsys: pytest.CaptureFixture[str], endpoints: tuple[str, ...]
+) -> None:
+    """Allowed, with the form in which it would be sent; or denied, with the option that would allow it."""
+    status, facts = why(capsys, *endpoints, "--method", "GET", "--path", "/v1//x?q")
+    assert (status, facts["decision"], facts["sent_as"]) == (0, "allow", "/v1/x?q")
+    assert facts["rule_source"].endswith("agent.json: network.allow_domain[0]")
+    status, facts = why(capsys, *endpoints, "--path", "/v2")
+    assert (status, facts["denial_category"], facts["method"]) == (1, "endpoint_policy", "GET")
+    assert facts["remedy"] == "--allow-domain http://api.test/v2"
+
+
+def test_a_connection_to_a_host_with_endpoint_rules_lists_them(
+    capsys: pytest.CaptureFixture[str], endpoints: tuple[str, ...]
+) -> None:
+    """It would be a tunnel: what is allowed instead is said."""
+    status, facts = why(capsys, *endpoints)
+    assert (status, facts["denial_category"], facts["endpoints"]) == (1, "connect_bypasses_l7", ["GET /v1/**"])
+
+
+def test_the_road_is_named(capsys: pytest.CaptureFixture[str], endpoints: tuple[str, ...]) -> None:
+    """Through the upstream proxy, or past it."""
+    proxy = ("--upstream-proxy", "squid.test:3128", "--resolve", "squid.test:203.0.113.1", "--allow-domain", "b.test")
+    _, facts = why(capsys, *endpoints[2:][2:], "--host", "b.test", *proxy)
+    assert facts["route"] == "through the upstream proxy squid.test:3128"
+    _, facts = why(capsys, *endpoints, "--path", "/v1/x", *proxy)
+    assert facts["route"] == "direct"

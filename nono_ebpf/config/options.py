@@ -1,0 +1,127 @@
+"""What options say about the network, as one more profile on top of those that were read."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from nono_ebpf.config.kinds import check_allowed, check_denied
+from nono_ebpf.config.merge import Domain, Merged, Sourced, merge
+from nono_ebpf.config.presets import find_network_profile
+from nono_ebpf.config.schema import Endpoint
+from nono_ebpf.credentials.sources import parse_reference
+from nono_ebpf.errors import ConfigError
+from nono_ebpf.policy.endpoints import ANY_METHOD, parse_endpoint_rule
+from nono_ebpf.policy.upstream_proxy import parse_bypass, parse_upstream_proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+# The value of --upstream-proxy that stands for what the environment names.
+FROM_ENVIRONMENT = "env"
+_URL = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)", re.DOTALL
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overrides:
+    """The options of `run` and `why` that say what may be reached, by their names on the command line."""
+
+    profile: str | None = None
+    extends: tuple[str, ...] = ()
+    network_profile: str | None = None
+    allow_domain: tuple[str, ...] = ()
+    deny_domain: tuple[str, ...] = ()
+    block_net: bool = False
+    allow_net: bool = False
+    upstream_proxy: str | None = None
+    upstream_bypass: tuple[str, ...] = ()
+    upstream_auth: str | None = None
+    open_port: tuple[int, ...] = ()
+    listen_port: tuple[int, ...] = ()
+    allow_connect_port: tuple[int, ...] = ()
+    nono_globs: bool = False
+
+    @classmethod
+    def of(cls, options: object) -> Overrides:
+        """Those of them that parsed options have, lists as tuples."""
+        given: dict[str, Any] = {}
+        for each in fields(cls):
+            if hasattr(options, each.name):
+                value = getattr(options, each.name)
+                given[each.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**given)
+
+
+def merged_with(base: Merged, options: Overrides, problems: list[ConfigError]) -> Merged:
+    """`base`, and what `options` add to it and put in its place, but for what is added to `problems`."""
+    sound = _Sound(problems)
+    return merge(
+        base,
+        Merged(
+            network_profile=sound.one(options.network_profile, find_network_profile, "--network-profile"),
+            allow_domain=tuple(sound.domains(options.allow_domain)),
+            deny_domain=sound.many(options.deny_domain, check_denied, "--deny-domain"),
+            open_port=_ports(options.open_port, "--open-port"),
+            listen_port=_ports(options.listen_port, "--listen-port"),
+            connect_port=_ports(options.allow_connect_port, "--allow-connect-port"),
+            upstream_proxy=sound.one(_address(options), parse_upstream_proxy, "--upstream-proxy"),
+            upstream_bypass=sound.many(options.upstream_bypass, parse_bypass, "--upstream-bypass"),
+            upstream_auth=sound.one(options.upstream_auth, parse_reference, "--upstream-auth"),
+        ),
+    )
+
+
+def parse_allowed(text: str, source: str) -> Domain:
+    """A host, or a URL whose path is the only one that is allowed; without a path any is.
+
+    Raises ConfigError: neither.
+    """
+    match = _URL.fullmatch(text)
+    if match is None:
+        check_allowed(text, source)
+        return Domain(text, source)
+    if match["scheme"].lower() not in {"http", "https"} or match["rest"] or "@" in match["authority"]:
+        hint = "write http://HOST[:PORT]/PATH or https://HOST[:PORT]/PATH without a query"
+        raise ConfigError(source, "the URL says more than a host and a path", hint=hint)
+    check_allowed(match["authority"], source)
+    if match["path"] in {"", "/"}:
+        return Domain(match["authority"], source)
+    parse_endpoint_rule(ANY_METHOD, match["path"], source)
+    return Domain(match["authority"], source, (Sourced(Endpoint(ANY_METHOD, match["path"]), source),))
+
+
+class _Sound:
+    """What passes its check; the others' mistakes are collected."""
+
+    def __init__(self, problems: list[ConfigError]) -> None:
+        self._problems = problems
+
+    def one(self, value: str | None, check: Callable[[str, str], object], source: str) -> Sourced[Any] | None:
+        found = self.many([] if value is None else [value], check, source)
+        return found[0] if found else None
+
+    def many(self, values: Sequence[str], check: Callable[[str, str], object], source: str) -> tuple[Sourced[str], ...]:
+        return tuple(Sourced(value, source) for value, _ in self._checked(values, check, source))
+
+    def domains(self, values: Sequence[str]) -> Iterator[Domain]:
+        yield from (domain for _, domain in self._checked(values, parse_allowed, "--allow-domain"))
+
+    def _checked(
+        self, values: Sequence[str], check: Callable[[str, str], Any], source: str
+    ) -> Iterator[tuple[str, Any]]:
+        for value in values:
+            try:
+                yield value, check(value, source)
+            except ConfigError as error:
+                self._problems.append(error)
+
+
+def _address(options: Overrides) -> str | None:
+    return None if options.upstream_proxy == FROM_ENVIRONMENT else options.upstream_proxy
+
+
+def _ports(ports: Sequence[int], source: str) -> tuple[Sourced[int], ...]:
+    return tuple(Sourced(port, source) for port in ports)

@@ -1,0 +1,299 @@
+"""Everything that is wrong with a profile, at once: each mistake with its file, its place and what to write instead.
+
+The types of `nono_ebpf.config.schema` say what is expected where; this walks a document along them. What is sound of a
+document is kept, so that a mistake in one place hides none in another. Must not know what a profile means.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import msgspec
+from msgspec import inspect
+
+from nono_ebpf.config.document import parse, twice_written
+from nono_ebpf.config.presets import nearest
+from nono_ebpf.config.schema import ALIASES, IGNORED, SECRET, Config, Profile
+from nono_ebpf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_$-]+")
+_MAX_SHOWN = 60
+_TYPE: Final = cast("inspect.StructType", inspect.type_info(Profile))
+# What stands for a value that is not sound.
+_UNSOUND: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What is sound of the profile in the file `path`, and how its places are written there."""
+
+    profile: Profile
+    path: str
+    _keys: Mapping[str, str] = field(default_factory=dict)
+    _indexes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def place(self, *parts: str | int) -> str:
+        """Where a value stands, with the keys and indexes of the file: `agent.json: network.proxy_allow[3]`."""
+        canonical = written = ""
+        for part in parts:
+            if isinstance(part, int):
+                kept = self._indexes.get(canonical)
+                written = _joined(written, kept[part] if kept else part)
+            else:
+                written = _joined(written, self._keys.get(_joined(canonical, part), part))
+            canonical = _joined(canonical, part)
+        return f"{self.path}: {written}" if written else self.path
+
+
+def examine(text: bytes, path: str) -> tuple[Document, list[ConfigError]]:
+    """The profile in `text` without what is unsound, and why that is; `path` is only used to name it."""
+    try:
+        document = parse(text, path)
+    except ConfigError as error:
+        return Document(Profile(), path), [error]
+    walk = _Walk(path)
+    for parts, key in twice_written(document):
+        walk.note(_Place().at(*parts), f"the key {key!a} is written twice")
+    found = walk.value(document, _TYPE, _Place())
+    profile = Profile() if found is _UNSOUND else msgspec.convert(found, Profile)
+    return Document(profile, path, walk.keys, walk.indexes), walk.problems
+
+
+def ignored_keys(profile: Profile) -> list[str]:
+    """The keys of `profile` that are about other things than the network."""
+    return [
+        each.encode_name
+        for each in _TYPE.fields
+        if _annotations(each.type).get(IGNORED)
+        and each.encode_name != "$schema"
+        and getattr(profile, each.name) is not msgspec.UNSET
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a value stands in the document, and where it will stand in what is kept of it."""
+
+    written: str = ""
+    canonical: str = ""
+    secret: bool = False
+
+    def at(self, *parts: str | int) -> _Place:
+        place = self
+        for part in parts:
+            place = place.below(part, part)
+        return place
+
+    def below(self, written: str | int, canonical: str | int, *, secret: bool = False) -> _Place:
+        return _Place(_joined(self.written, written), _joined(self.canonical, canonical), self.secret or secret)
+
+
+class _Walk:
+    """One document on its way along the types."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.problems: list[ConfigError] = []
+        self.keys: dict[str, str] = {}
+        self.indexes: dict[str, tuple[int, ...]] = {}
+
+    def note(self, place: _Place, problem: str, hint: str = "") -> object:
+        """Write a mistake down; the value is unsound."""
+        self.problems.append(ConfigError(self._source(place), problem, hint=hint))
+        return _UNSOUND
+
+    def value(self, value: object, kind: inspect.Type, place: _Place) -> object:
+        """`value` as `msgspec.convert` will take it for `kind`, or that it is unsound."""
+        said = _annotations(kind)
+        kind = _bare(kind)
+        if said.get(IGNORED):
+            return True
+        if isinstance(kind, inspect.UnionType):
+            branch = next((each for each in kind.types if _accepts(each, value)), None)
+            return self._unexpected(value, kind, place) if branch is None else self.value(value, branch, place)
+        if not _accepts(kind, value):
+            return self._unexpected(value, kind, place)
+        found = self._of_kind(value, kind, place)
+        if found is not _UNSOUND and "check" in said:
+            try:
+                said["check"](found, self._source(place))
+            except ConfigError as error:
+                self.problems.append(error)
+                return _UNSOUND
+        return found
+
+    def _of_kind(self, value: Any, kind: inspect.Type, place: _Place) -> object:  # noqa: ANN401
+        match kind:
+            case inspect.StructType():
+                return self._struct(value, kind, place)
+            case inspect.DictType():
+                return self._dict(value, kind, place)
+            case inspect.VarTupleType():
+                return self._list(value, kind, place)
+            case inspect.TupleType():
+                return self._tuple(value, kind, place)
+            case inspect.LiteralType() if value not in kind.values:
+                problem = f"{self._shown(value, place)} is not known here"
+                return self.note(place, problem, nearest(value, map(str, kind.values)))
+            case inspect.IntType():
+                within = (kind.ge is None or kind.ge <= value) and (kind.le is None or value <= kind.le)
+                return int(value) if within else self._unexpected(value, kind, place)
+            case inspect.StrType():
+                return self._text(value, kind, place)
+        return value
+
+    def _text(self, value: str, kind: inspect.StrType, place: _Place) -> object:
+        if not _is_text(value):
+            return self.note(place, "it has half of a surrogate pair", "write the character itself")
+        return self.note(place, "it is empty") if len(value) < (kind.min_length or 0) else value
+
+    def _struct(self, value: dict[str, object], kind: inspect.StructType, place: _Place) -> object:
+        before = len(self.problems)
+        fields = {name: each for each in kind.fields for name in (each.encode_name, *_aliases(each))}
+        found: dict[str, object] = {}
+        written: dict[str, str] = {}
+        for key, item in value.items():
+            if key not in fields:
+                self.note(place.below(key, key), "no such key", nearest(key, fields))
+                continue
+            each = fields[key]
+            name = each.encode_name
+            below = place.below(key, name, secret=bool(_annotations(each.type).get(SECRET)))
+            if name in written:
+                self.note(below, f"the same as {written[name]}", "write one of them")
+                continue
+            written[name] = self.keys[below.canonical] = key
+            if (sound := self.value(item, each.type, below)) is not _UNSOUND:
+                found[name] = sound
+        required = [each.encode_name for each in kind.fields if each.required]
+        self._note_missing(required, written, [key for key in value if key not in fields], place)
+        if any(name not in found for name in required):
+            return _UNSOUND
+        return self._consistent(found, cast("type[Config]", kind.cls), place) if len(self.problems) == before else found
+
+    def _note_missing(self, required: list[str], written: Iterable[str], unknown: list[str], place: _Place) -> None:
+        """A key that was meant and misspelled has been noted already."""
+        for name in required:
+            if name not in written and not difflib.get_close_matches(name, unknown, n=1):
+                self.note(place, f"{name} is missing")
+
+    def _consistent(self, found: dict[str, object], cls: type[Config], place: _Place) -> object:
+        problems = list(msgspec.convert(found, cls).problems())
+        for each in problems:
+            self.note(place.at(*filter(None, each.key.split("."))), each.text, each.hint)
+        return _UNSOUND if problems else found
+
+    def _dict(self, value: dict[str, object], kind: inspect.DictType, place: _Place) -> object:
+        pattern = kind.key_type.pattern if isinstance(kind.key_type, inspect.StrType) else None
+        found: dict[str, object] = {}
+        for key, item in value.items():
+            below = place.below(key, key)
+            if not _is_text(key) or (pattern and not re.fullmatch(pattern.removesuffix("$"), key)):
+                self.note(below, f"{key!a} is no name for this", "letters, digits and _" if pattern else "")
+            elif (sound := self.value(item, kind.value_type, below)) is not _UNSOUND:
+                found[key] = sound
+        return found
+
+    def _list(self, value: list[object], kind: inspect.VarTupleType, place: _Place) -> object:
+        if len(value) < (kind.min_length or 0):
+            return self.note(place, "it is empty", "leave the key out, or write an entry")
+        kept: list[object] = []
+        indexes: list[int] = []
+        for index, item in enumerate(value):
+            if (sound := self.value(item, kind.item_type, place.below(index, len(kept)))) is not _UNSOUND:
+                kept.append(sound)
+                indexes.append(index)
+        if len(kept) < len(value):
+            self.indexes[place.canonical] = tuple(indexes)
+        return _UNSOUND if len(kept) < (kind.min_length or 0) else kept
+
+    def _tuple(self, value: list[object], kind: inspect.TupleType, place: _Place) -> object:
+        if len(value) != len(kind.item_types):
+            return self.note(place, f"expected {len(kind.item_types)} values, got {len(value)}")
+        found = [
+            self.value(item, each, place.at(i))
+            for i, (item, each) in enumerate(zip(value, kind.item_types, strict=True))
+        ]
+        return _UNSOUND if any(each is _UNSOUND for each in found) else found
+
+    def _unexpected(self, value: object, kind: inspect.Type, place: _Place) -> object:
+        return self.note(place, f"expected {_expected(kind)}, got {self._shown(value, place)}")
+
+    def _shown(self, value: object, place: _Place) -> str:
+        if isinstance(value, dict):
+            return "an object"
+        if isinstance(value, list):
+            return "an array"
+        if place.secret:
+            return "something else"
+        text = json.dumps(value)
+        return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+    def _source(self, place: _Place) -> str:
+        return f"{self._path}: {place.written}" if place.written else self._path
+
+
+def _joined(place: str, part: str | int) -> str:
+    if isinstance(part, int):
+        return f"{place}[{part}]"
+    if not _PLAIN_KEY.fullmatch(part):
+        return f"{place}[{json.dumps(part)}]"
+    return f"{place}.{part}" if place else part
+
+
+def _bare(kind: inspect.Type) -> inspect.Type:
+    return _bare(kind.type) if isinstance(kind, inspect.Metadata) else kind
+
+
+def _annotations(kind: inspect.Type) -> Mapping[str, Any]:
+    return (kind.extra or {}) if isinstance(kind, inspect.Metadata) else {}
+
+
+def _aliases(each: inspect.Field) -> tuple[str, ...]:
+    names: tuple[str, ...] = _annotations(each.type).get(ALIASES, ())
+    return names
+
+
+def _is_text(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= each <= "\udfff" for each in text)
+
+
+def _accepts(kind: inspect.Type, value: object) -> bool:
+    """Whether `value` is of the JSON type that `kind` is written as."""
+    kind = _bare(kind)
+    if isinstance(kind, inspect.IntType):
+        return (isinstance(value, int) and not isinstance(value, bool)) or (
+            isinstance(value, float) and value.is_integer()
+        )
+    types, _ = _JSON[type(kind)]
+    return isinstance(value, types)
+
+
+def _expected(kind: inspect.Type) -> str:
+    kind = _bare(kind)
+    if isinstance(kind, inspect.UnionType):
+        return " or ".join(_expected(each) for each in kind.types)
+    if isinstance(kind, inspect.IntType) and kind.ge is not None:
+        return f"a number from {kind.ge} to {kind.le}" if kind.le is not None else f"a number of {kind.ge} or more"
+    return _JSON[type(kind)][1]
+
+
+_JSON: Mapping[type[inspect.Type], tuple[tuple[type, ...], str]] = {
+    inspect.AnyType: ((object,), "anything"),
+    inspect.BoolType: ((bool,), "true or false"),
+    inspect.DictType: ((dict,), "an object"),
+    inspect.IntType: ((int,), "a number"),
+    inspect.LiteralType: ((str,), "a string"),
+    inspect.NoneType: ((type(None),), "null"),
+    inspect.StrType: ((str,), "a string"),
+    inspect.StructType: ((dict,), "an object"),
+    inspect.TupleType: ((list,), "an array"),
+    inspect.VarTupleType: ((list,), "an array"),
+}

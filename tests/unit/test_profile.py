@@ -1,0 +1,201 @@
+"""`nono-ebpf profile`: what people and programs get to see."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from nono_ebpf.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, and a home without profiles."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def write(directory: Path, name: str, profile: Any) -> str:
+    (directory / name).write_text(json.dumps(profile))
+    return name
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = main(["profile", *arguments])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_every_mistake_is_a_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the number of them, and exit status 2; a sound file beside it is told to be so."""
+    bad = write(directory, "bad.json", {"network": {"allow_domian": [], "block": 1}, "netwrok": {}})
+    good = write(directory, "good.json", {"network": {"allow_domain": ["a.com"]}, "meta": {}, "filesystem": {}})
+    status, out, err = run(capsys, "check", bad, good)
+    assert (status, err) == (2, "")
+    assert out.splitlines() == [
+        "bad.json: network.allow_domian: no such key; did you mean allow_domain?",
+        "bad.json: network.block: expected true or false, got 1",
+        "bad.json: netwrok: no such key; did you mean network?",
+        "bad.json: 3 mistakes",
+        "good.json: ok",
+        "good.json: not about the network: ignored: meta, filesystem",
+    ]
+
+
+def test_warnings_do_not_make_a_profile_wrong(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are lines, and the exit status is 0."""
+    file = write(directory, "p.json", {"network": {"allow_domain": ["*"]}, "command_policies": {}})
+    status, out, _ = run(capsys, "check", file)
+    assert status == 0
+    assert out.splitlines() == [
+        "p.json: ok",
+        "p.json: not about the network: ignored: command_policies",
+        "warning: p.json: network.allow_domain[0]: * allows every host",
+        "warning: p.json: command_policies: ignored; what `network` says holds for every command alike",
+    ]
+
+
+def test_what_is_extended_is_checked_as_well(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also when it is the account's."""
+    profiles = directory / "home/.config/nono/profiles"
+    profiles.mkdir(parents=True)
+    write(profiles, "base.json", {"network": {"allow_domain": ["a..b"]}})
+    status, out, _ = run(capsys, "check", write(directory, "p.json", {"extends": "base"}))
+    assert status == 2
+    assert out.startswith(f"{profiles}/base.json: network.allow_domain[0]: 'a..b' is not a host rule")
+
+
+def test_a_file_that_cannot_be_read_is_a_mistake(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of many files, the others are checked all the same."""
+    (directory / "d.json").mkdir()
+    good = write(directory, "good.json", {"network": {"allow_domain": ["a.com"]}})
+    status, out, _ = run(capsys, "check", "nowhere.json", "d.json", good)
+    assert status == 2
+    assert out.splitlines() == [
+        "nowhere.json: No such file or directory",
+        "nowhere.json: 1 mistake",
+        "d.json: Is a directory",
+        "d.json: 1 mistake",
+        "good.json: ok",
+    ]
+
+
+def test_programs_get_json(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every mistake in its parts."""
+    bad = write(directory, "bad.json", {"network": {"blok": True}})
+    good = write(directory, "good.json", {"network": {"allow_domain": ["*"]}, "meta": {}})
+    status, out, _ = run(capsys, "check", "--json", bad, good)
+    assert status == 2
+    assert json.loads(out) == [
+        {
+            "file": "bad.json",
+            "ok": False,
+            "errors": [{"where": "bad.json: network.blok", "problem": "no such key", "hint": "did you mean block?"}],
+            "warnings": ["nothing is reachable: no host is allowed (nono would allow every one)"],
+            "ignored": {},
+        },
+        {
+            "file": "good.json",
+            "ok": True,
+            "errors": [],
+            "warnings": ["good.json: network.allow_domain[0]: * allows every host"],
+            "ignored": {"good.json": ["meta"]},
+        },
+    ]
+
+
+PROFILE = {
+    "extends": "base",
+    "network": {
+        "proxy_allow": ["b.com", {"host": "a.com", "paths": ["/v1/**"]}],
+        "credentials": ["c"],
+        "custom_credentials": {
+            "c": {
+                "upstream": "https://c.com",
+                "auth": {
+                    "token_url": "https://c.com",
+                    "client_id": "i",
+                    "client_secret": "s3cret",
+                    "extra_params": {"x": "s3cret"},
+                },
+            }
+        },
+    },
+}
+
+
+def test_every_value_is_shown_with_its_source(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the profile and its bases, in tabs for a pipe; what may be a secret is not shown."""
+    write(directory, "base.json", {"network": {"allow_domain": ["a.com"], "open_port": [3000]}})
+    status, out, _ = run(capsys, "show", write(directory, "p.json", PROFILE))
+    assert status == 0
+    custom = "network.custom_credentials.c"
+    assert [line.split("\t") for line in out.splitlines()] == [
+        ["network.allow_domain[0].domain", '"a.com"', "p.json: network.proxy_allow[1]"],
+        [
+            "network.allow_domain[0].endpoints[0]",
+            '{"method": "*", "path": "/v1/**"}',
+            "p.json: network.proxy_allow[1].paths[0]",
+        ],
+        ["network.allow_domain[1]", '"b.com"', "p.json: network.proxy_allow[0]"],
+        ["network.credentials[0]", '"c"', "p.json: network.credentials[0]"],
+        ["network.open_port[0]", "3000", "base.json: network.open_port[0]"],
+        [f"{custom}.upstream", '"https://c.com"', f"p.json: {custom}.upstream"],
+        [f"{custom}.auth.token_url", '"https://c.com"', f"p.json: {custom}.auth.token_url"],
+        [f"{custom}.auth.client_id", '"i"', f"p.json: {custom}.auth.client_id"],
+        [f"{custom}.auth.client_secret", '"(not shown)"', f"p.json: {custom}.auth.client_secret"],
+        [f"{custom}.auth.extra_params.x", '"(not shown)"', f"p.json: {custom}.auth.extra_params.x"],
+    ]
+    assert "s3cret" not in out
+
+
+def test_people_get_columns(
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal every column begins at one place."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    file = write(
+        directory, "p.json", {"network": {"allow_domain": ["a.com"], "deny_domain": ["very.long.example.com"]}}
+    )
+    _, out, _ = run(capsys, "show", file)
+    assert len({line.index("p.json") for line in out.splitlines()}) == 1
+    assert "\t" not in out
+
+
+def test_a_merged_profile_is_shown_as_json(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same rows, and what takes an inherited value away among them."""
+    file = write(directory, "p.json", {"network": {"network_profile": None, "credentials": [], "block": True}})
+    _, out, _ = run(capsys, "show", file, "--json")
+    assert [(row["path"], row["value"]) for row in json.loads(out)] == [
+        ("network.block", True),
+        ("network.network_profile", None),
+        ("network.credentials", []),
+    ]
+
+
+def test_a_profile_with_a_mistake_is_not_shown(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its mistakes are."""
+    status, out, err = run(capsys, "show", write(directory, "p.json", {"netwrok": {}}))
+    assert (status, out) == (2, "")
+    assert err.startswith("p.json: netwrok: no such key")
+
+
+def test_a_terminal_gets_no_control_characters(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the profile, or its name, has in it."""
+    name = write(directory, "p\x1b[31m.json", {"network": {"\x1b]0;x\x07": 1, "allow_domain": ["\x1b[2J"]}})
+    _, out, err = run(capsys, "check", name)
+    assert "\x1b" not in out + err
+    assert "\x07" not in out + err
+
+
+def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """As JSON that editors read."""
+    status, out, _ = run(capsys, "schema")
+    assert status == 0
+    assert json.loads(out)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
