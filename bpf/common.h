@@ -14,6 +14,7 @@ enum {
 };
 
 BPF_ARRAY(settings, struct nono_settings, 1);
+BPF_ARRAY(open_ports, __u64, NONO_PORT_WORDS);
 BPF_SK_STORAGE(sockets, struct nono_origin);
 BPF_TABLE("lru_hash", struct nono_source, struct nono_origin, origins, NONO_ORIGINS_MAX);
 /* MPTCP's getpeername runs on another socket than its connect did: found again by the client's own end. */
@@ -88,6 +89,24 @@ static __always_inline bool is_local(const __u8 *addr, const struct nono_setting
 	if (words[0] == 0 && words[1] == 0 && words[2] == 0)
 		return words[3] == 0 || words[3] == bpf_htonl(1);
 	return same_address(addr, set->own_v6);
+}
+
+/* Whether this is a service of the host's that the operator has opened: a listed port of 127.0.0.1 or ::1. Whatever
+ * else is loopback stays the sandbox's own.
+ */
+static __always_inline bool is_opened(const struct nono_destination *to, const struct nono_settings *set)
+{
+	const __u32 *words = (const __u32 *)to->addr;
+	__u32 port = bpf_ntohs(to->port_be), word = port / 64;
+	__u64 *bits;
+
+	if (!set->opens_ports)
+		return false;
+	if (is_v4(to->addr) ? words[3] != bpf_htonl(0x7f000001)
+			    : words[0] || words[1] || words[2] || words[3] != bpf_htonl(1))
+		return false;
+	bits = open_ports.lookup(&word);
+	return bits && *bits >> (port % 64) & 1;
 }
 
 static __always_inline void fill_process(struct nono_process *process)

@@ -3,8 +3,8 @@
  * connect4/6: where does this connection go? getpeername4/6: what the client asked for, so that clients that check
  * agree. Runs on the sandbox's cgroup, before any route is looked up, in the context of the task that called.
  *
- * Verdicts: LOCAL (the namespace's own loopback, untouched), REDIRECT (to the proxy or, port 53, to our resolver),
- * REFUSE (EPERM; ECONNREFUSED when nobody serves).
+ * Verdicts: LOCAL (the namespace's own loopback, untouched), REDIRECT (to the proxy, as are those ports of loopback that
+ * mean the host's; port 53 to our resolver), REFUSE (EPERM; ECONNREFUSED when nobody serves).
  */
 
 static __always_inline bool is_stream(const struct bpf_sock_addr *ctx)
@@ -71,7 +71,7 @@ static __always_inline int steer(struct bpf_sock_addr *ctx, struct nono_origin *
 	direct = local && origin->destination.port_be == set->dns_port_be;
 	dns = dns || direct;
 	ours = dns || (stream && origin->destination.port_be == set->proxy_port_be);
-	if (local && !ours)
+	if (local && !ours && !(connecting && stream && is_opened(&origin->destination, set)))
 		return 0;
 	if (!stream && !dns) {
 		report_denial(origin, connecting ? NONO_DENY_DATAGRAM_CONNECT : NONO_DENY_DATAGRAM);

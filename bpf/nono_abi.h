@@ -13,6 +13,7 @@ enum nono_limit {
 	NONO_ORIGINS_MAX = 65536,    /* connections between connect(2) and the proxy's accept(2) */
 	NONO_ASKERS_MAX = 4096,      /* DNS clients between a query and its answer */
 	NONO_DENIAL_PAGES = 16,      /* ring buffer, in pages; a power of two */
+	NONO_PORT_WORDS = 1024,      /* a bit for each port, 64 in a word: port P is bit P % 64 of word P / 64 */
 };
 
 /* getsockopt(2) on a connection that the proxy accepted: level and name of the private option. */
@@ -68,14 +69,17 @@ struct nono_denial {
 	__u32 pad;
 };
 
-/* The one entry of the settings array; `alive` is flipped by the supervisor. */
+/* The one entry of the settings array; `alive` is flipped by the supervisor. `opens_ports` is zero when no bit of the
+ * map open_ports is set, which is then not looked at.
+ */
 struct nono_settings {
 	__u64 netns_cookie;          /* of the namespace that holds the listeners */
 	__u8 own_v4[16];             /* the namespace's own addresses besides loopback */
 	__u8 own_v6[16];
 	__be16 proxy_port_be;        /* TCP, on 127.0.0.1 and ::1 */
 	__be16 dns_port_be;          /* UDP and TCP, on 127.0.0.1 and ::1 */
-	__u32 alive;
+	__u16 alive;
+	__u16 opens_ports;
 };
 
 #endif

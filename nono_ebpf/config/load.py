@@ -87,16 +87,17 @@ def examine(overrides: Overrides, read: Read, *, home: str, environment: Mapping
 
 def _settings(compiler: Compiler, overrides: Overrides, upstream_proxy: UpstreamProxy | None) -> Settings:
     merged, routes = compiler.merged, compiler.routes()
+    opened = list(compiler.opened())
     allow, managed = list(compiler.allowed()), [host for route in routes for host in route.hosts]
     everything = [_EVERYTHING] if overrides.allow_net else []
     return Settings(
         policy=Policy(
-            HostRules([*allow, *compiler.opened(), *everything]),
+            HostRules([*allow, *opened, *everything]),
             HostRules(compiler.denied()),
             HostRules(managed),
             upstream_proxy,
         ),
-        no_proxy=compiler.no_proxy(allow, managed),
+        no_proxy=compiler.no_proxy([*allow, *opened], managed),
         upstream_auth=merged.upstream_auth,
         open_ports=compiler.open_ports(),
         listen_ports=compiler.listen_ports(),

@@ -22,6 +22,7 @@ class Limit(IntEnum):
     ORIGINS_MAX = 65536
     ASKERS_MAX = 4096
     DENIAL_PAGES = 16
+    PORT_WORDS = 1024
 
 
 class SockOpt(IntEnum):
@@ -86,7 +87,8 @@ class nono_settings(ctypes.Structure):  # noqa: N801  # as above
         ("own_v6", _u8 * 16),
         ("proxy_port_be", _u16),
         ("dns_port_be", _u16),
-        ("alive", _u32),
+        ("alive", _u16),
+        ("opens_ports", _u16),
     )
 
 

@@ -35,7 +35,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "bpf"
 MINIMUM = (5, 19)  # bpf_skc_to_mptcp_sock; map access without a capability
 UNITS = ("nono_abi.h", "common.h", "connect.c", "datagram.c", "lifecycle.c", "guard.c")
 _PROBLEM_MAX, _LOG_MAX = 300, 100_000
-MAPS = ("settings", "denials", "unreported", "askers")
+MAPS = ("settings", "denials", "unreported", "askers", "open_ports")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,11 @@ class Maps:
     denials: int
     unreported: int
     askers: int
+    open_ports: int
 
     def close(self) -> None:
         """Close them all."""
-        for fd in (self.settings, self.denials, self.unreported, self.askers):
+        for fd in (self.settings, self.denials, self.unreported, self.askers, self.open_ports):
             os.close(fd)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
 
 from nono_ebpf.errors import SandboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, kernel 5.14
 
@@ -17,6 +22,8 @@ OWN_V6 = IPv6Address("fd6e:6f6e:6f00::1")
 
 BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
 _PORT_ATTEMPTS = 64
+# Where the kernel puts sockets without a port of their own, so that no server inside misses its port; else anywhere.
+_PORT_RANGES = (range(32768, 61000), range(54, 65536))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +88,35 @@ def _bound(family: int, kind: int, address: str, port: int) -> socket.socket:
     return sock
 
 
-def _pair(kind: int, port: int = 0) -> tuple[socket.socket, socket.socket]:
+def _pair(kind: int, port: int) -> tuple[socket.socket, socket.socket]:
     first = _bound(socket.AF_INET, kind, "127.0.0.1", port)
     try:
-        return first, _bound(socket.AF_INET6, kind, "::1", first.getsockname()[1])
+        return first, _bound(socket.AF_INET6, kind, "::1", port)
     except OSError:
         first.close()
         raise
 
 
-def open_listeners() -> Listeners:
-    """Open them in the current namespace. Their cgroup, which the origin hook looks at, is the caller's."""
+def _two_ports(avoid: Collection[int]) -> list[int]:
+    for ports in _PORT_RANGES:
+        free = [port for port in ports if port not in avoid]
+        if len(free) >= 2:
+            return secrets.SystemRandom().sample(free, 2)
+    raise SandboxError("every port of loopback is opened to the host, and none is left for the sandbox's own proxy")
+
+
+def open_listeners(avoid: Collection[int] = frozenset()) -> Listeners:
+    """Open them in the current namespace. Their cgroup, which the origin hook looks at, is the caller's.
+
+    `avoid`: ports of loopback that mean the host's, which nobody could tell from a listener of ours.
+    """
     for _ in range(_PORT_ATTEMPTS):
+        proxy_port, dns_port = _two_ports(avoid)
         opened: list[socket.socket] = []
         try:
-            opened += _pair(socket.SOCK_STREAM)
-            opened += _pair(socket.SOCK_DGRAM)
-            opened += _pair(socket.SOCK_STREAM, opened[2].getsockname()[1])
+            opened += _pair(socket.SOCK_STREAM, proxy_port)
+            opened += _pair(socket.SOCK_DGRAM, dns_port)
+            opened += _pair(socket.SOCK_STREAM, dns_port)
         except OSError:  # a port that one family has free and the other has not
             for sock in opened:
                 sock.close()

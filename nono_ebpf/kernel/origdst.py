@@ -12,6 +12,7 @@ from nono_ebpf.kernel import abi, libc
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterable
 
     from nono_ebpf.model import FlowOrigin, Process
 
@@ -41,7 +42,7 @@ class _MapAttributes(ctypes.Structure):
     )
 
 
-class _Count(ctypes.Structure):
+class _Word(ctypes.Structure):
     _fields_ = (("value", ctypes.c_uint64),)
 
 
@@ -56,9 +57,21 @@ def write_settings(map_fd: int, settings: abi.nono_settings) -> None:
     _map_call("write the settings map", libc.BPF_MAP_UPDATE_ELEM, map_fd, only, settings)
 
 
+def write_open_ports(map_fd: int, ports: Iterable[int]) -> None:
+    """Open these ports of the host's loopback, once and for all. They count as soon as the settings have `opens_ports`.
+
+    The map is the supervisor's alone: who can write it reaches every service of the host.
+    """
+    words: dict[int, int] = {}
+    for port in ports:
+        words[port // 64] = words.get(port // 64, 0) | 1 << port % 64
+    for word, bits in words.items():
+        _map_call("write the open ports", libc.BPF_MAP_UPDATE_ELEM, map_fd, ctypes.c_uint32(word), _Word(bits))
+
+
 def read_count(map_fd: int) -> int:
     """The one entry of a counter array."""
-    only, count = ctypes.c_uint32(0), _Count()
+    only, count = ctypes.c_uint32(0), _Word()
     _map_call("read a counter map", libc.BPF_MAP_LOOKUP_ELEM, map_fd, only, count)
     return int(count.value)
 

@@ -46,12 +46,13 @@ class Feature(Enum):
 class Domain:
     """What the command's domain leaves open.
 
-    `sockets`: paths of unix sockets made outside that it may connect to. `ports`: of TCP, to connect to, and it binds
-    none; None leaves TCP to the hooks, which judge hosts as well.
+    `sockets`: paths of unix sockets made outside that it may connect to. `ports`: of TCP, to connect to; None leaves
+    TCP to the hooks, which judge hosts as well. Where ports are judged, `listen_ports` are the only ones to bind.
     """
 
     sockets: tuple[Path, ...] = ()
     ports: frozenset[int] | None = None
+    listen_ports: frozenset[int] = frozenset()
 
     def check(self) -> None:
         """Raises NotSupported where the ports were asked for and the kernel cannot judge them.
@@ -86,6 +87,8 @@ class Domain:
                 rules.allow_path(path, AccessFS.RESOLVE_UNIX)
             for port in self.ports or ():
                 rules.allow_port(port, AccessNet.CONNECT_TCP)
+            for port in self.listen_ports:
+                rules.allow_port(port, AccessNet.BIND_TCP)
             rules.restrict()
 
 
