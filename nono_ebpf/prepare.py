@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 
 from nono_ebpf import run as supervisor
 from nono_ebpf.authority import canonical_host
-from nono_ebpf.config import load
+from nono_ebpf.config import load, transfer
+from nono_ebpf.config.compile import numbers
+from nono_ebpf.config.options import Overrides
+from nono_ebpf.credentials import sources
 from nono_ebpf.errors import ConfigError, InvalidAuthority, KernelError
 from nono_ebpf.kernel import cgroup, libc, loader
 from nono_ebpf.sandbox import installation, sockets, streams, sudo, view
@@ -24,8 +27,11 @@ from nono_ebpf.sandbox.user import User, find_user
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
-    from nono_ebpf.policy.rules import Policy
+    from nono_ebpf.config.load import Settings
+    from nono_ebpf.credentials.sources import Secret
+    from nono_ebpf.policy.rules import Rule
 
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -37,25 +43,32 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         sudo.start_again(arguments)
     streams.check()
     user = find_user(options.user)
-    policy = _policy(options, user)
+    environment, umask = _surroundings(options, user)
+    settings = _settings(options, user, environment)
     installation.check(user)
     found = _view(options, user)
+    secret = _upstream_secret(settings, user, environment)
+    upstream = settings.policy.upstream_proxy
     request = supervisor.Request(
-        command=Command(argv, *_surroundings(options, user)),
+        command=Command(argv, environment, umask),
         view=found,
-        domain=_domain(options, policy, found),
-        policy=load.dump_policy(policy),
+        domain=_domain(options, settings, found),
+        policy=transfer.dump_policy(settings.policy),
         pinned=parse_pinned(options.resolve),
         audit_fd=None,
         verbose=options.verbose,
-        proxy_env=not options.no_proxy_env,
+        no_proxy=None if options.no_proxy_env else settings.no_proxy,
+        open_ports=numbers(settings.open_ports),
+        upstream_auth=secret,
+        upstream_tls=upstream is not None and upstream.tls,
+        upstream_ca=None if options.upstream_ca is None else _read("--upstream-ca", options.upstream_ca, user),
     )
     _check_machine()
     request.domain.check()
-    for warning in policy.warnings():
+    for warning in settings.warnings:
         supervisor.say(f"warning: {warning}")
     if options.dry_run:
-        return _show(request, policy)
+        return _show(request, settings)
     if options.audit_log is not None:
         request = request.with_audit(open_audit_log(options.audit_log, user))
     return supervisor.run(request)
@@ -86,17 +99,39 @@ def _check_machine() -> None:
 
 def _read(option: str, path: str, user: User) -> bytes:
     try:
-        with user.rights() if sudo.invoking_uid() else nullcontext():
+        with _rights(user):
             return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(option, f"{path}: {error.strerror}") from error
 
 
-def _policy(options: argparse.Namespace, user: User) -> Policy:
-    profile = None
-    if options.profile is not None:
-        profile = load.load_profile(_read("--profile", options.profile, user), options.profile)
-    return load.build_policy(profile, options.profile, options.allow_domain, options.deny_domain)
+def _settings(options: argparse.Namespace, user: User, environment: Mapping[str, str]) -> Settings:
+    def read(path: str) -> bytes:
+        with _rights(user):
+            return Path(path).read_bytes()
+
+    return load.settings(Overrides.of(options), read, home=user.home, environment=environment)
+
+
+def _upstream_secret(settings: Settings, user: User, environment: dict[str, str]) -> Secret | None:
+    """What the upstream proxy wants to see; where it was in `environment`, it no longer is: that is the command's."""
+    if settings.upstream_auth is None:
+        return None
+    where = settings.upstream_auth.source
+    if settings.policy.upstream_proxy is None:
+        raise ConfigError(where, "there is no upstream proxy to use it for", hint="name one with --upstream-proxy")
+    reference = sources.parse_reference(settings.upstream_auth.value, where)
+    secret = sources.load(reference, environment, _rights(user), where)
+    if isinstance(reference, sources.FromEnvironment):
+        del environment[reference.name]
+    if b":" not in secret.value:
+        raise ConfigError(where, "what it refers to is not USER:PASSWORD")
+    return secret
+
+
+def _rights(user: User) -> AbstractContextManager[None]:
+    """Those of the account, when it asked us to read something by calling sudo."""
+    return user.rights() if sudo.invoking_uid() else nullcontext()
 
 
 def parse_pinned(entries: Sequence[str]) -> Mapping[str, list[str]]:
@@ -139,9 +174,14 @@ def _view(options: argparse.Namespace, user: User) -> view.View:
     )
 
 
-def _domain(options: argparse.Namespace, policy: Policy, found: view.View) -> Domain:
-    ports = {port for rule in policy.allow.rules for port in rule.ports or ()}
-    return Domain(tuple(found.allowed), frozenset(ports) if options.landlock_ports else None)
+def _domain(options: argparse.Namespace, settings: Settings, found: view.View) -> Domain:
+    if not options.landlock_ports:
+        return Domain(tuple(found.allowed))
+    ports = {port for rule in settings.policy.allow.rules for port in rule.ports or ()}
+    if any(rule.ports is None for rule in settings.policy.allow.rules):
+        raise ConfigError("--landlock-ports", "with --allow-net there is no port that it could refuse")
+    listening = numbers(settings.listen_ports) | numbers(settings.open_ports)
+    return Domain(tuple(found.allowed), frozenset(ports), listening)
 
 
 def _allowed_sockets(paths: Sequence[str], user: User) -> dict[Path, view.FileId]:
@@ -215,17 +255,24 @@ def open_audit_log(path: str, user: User) -> int:
     return opened
 
 
-def _show(request: supervisor.Request, policy: Policy) -> int:
+def _show(request: supervisor.Request, settings: Settings) -> int:
     """`--dry-run`: what would be done, on stdout."""
+    policy = settings.policy
     masked = [path for path in request.view.sockets if path not in request.view.allowed]
     lines = [
         f"command   {' '.join(request.command.argv)}",
         f"user      {request.view.user.name} (uid {request.view.user.uid})",
-        *(f"allow     {rule.text}  ({rule.source})" for rule in policy.allow.rules),
+        *(f"allow     {_shown(rule)}  ({rule.source})" for rule in policy.allow.rules),
         *(f"deny      {rule.text}  ({rule.source})" for rule in policy.deny.rules),
+        *(f"refuse    {rule.pattern}, the upstream of a credential  ({rule.source})" for rule in policy.managed.rules),
+        *([f"through   {policy.upstream_proxy}"] if policy.upstream_proxy else []),
         *(f"resolve   {name} {' '.join(addresses)}" for name, addresses in request.pinned.items()),
         *(f"hide      {path}" for path in masked),
         *(f"show      {path}" for path in request.view.allowed),
     ]
     print("\n".join(lines))  # noqa: T201  # this is the output
     return 0
+
+
+def _shown(rule: Rule) -> str:
+    return f"{rule.text}  {', '.join(map(str, rule.endpoints))}" if rule.endpoints else rule.text

@@ -2,7 +2,8 @@
 
 It starts as root, imports everything it will ever need (its own files may be unreadable afterwards), takes the plan and
 the fds from the supervisor, becomes an account of its own, and only then reads its first byte from the sandbox.
-It holds sockets and map fds: no program, no link, no capability, no secret.
+It holds sockets and map fds, the session token, and what the upstream proxy wants to see: no program, no link, no
+capability.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import uvloop
 
 from nono_ebpf.audit.sink import AuditSink
 from nono_ebpf.audit.summary import Summary
-from nono_ebpf.config.load import restore_policy
+from nono_ebpf.config.transfer import restore_policy
 from nono_ebpf.denials import KernelDenials
 from nono_ebpf.dns.names import NameTable
 from nono_ebpf.dns.resolver import HostResolver, preload
@@ -30,13 +31,16 @@ from nono_ebpf.kernel.netns import Listeners
 from nono_ebpf.kernel.origdst import Askers, SocketOrigins
 from nono_ebpf.model import Endpoint
 from nono_ebpf.relay.accept import Acceptor
+from nono_ebpf.relay.chain import ProxyAccess
 from nono_ebpf.relay.limits import Limits
 from nono_ebpf.relay.listener import Relay
+from nono_ebpf.relay.over_tls import context_for
 from nono_ebpf.sandbox import handover, landlock, privileges, seccomp
+from nono_ebpf.session_token import Token
 
 # What every bound of the relay and the resolver, reached at once, adds up to is below these.
 _LIMITS = {
-    resource.RLIMIT_NOFILE: 32768,  # two sockets and four pipe ends a flow, and the lookups
+    resource.RLIMIT_NOFILE: 40960,  # four sockets and four pipe ends a flow at most, and the lookups
     resource.RLIMIT_DATA: 1 << 30,  # bytes
     resource.RLIMIT_NPROC: 64,  # of its account, which another proxy may have by chance; a loop's threads for names
     resource.RLIMIT_CORE: 0,
@@ -62,10 +66,11 @@ def main() -> None:
     try:
         preload()
         plan, fds = _received(lifeline)
+        access = _access(plan)  # reads certificates, which are out of reach later
         _give_up_root(plan)
         _confine()
         loop = uvloop.new_event_loop()
-        loop.run_until_complete(_serve(plan, _handles(plan, fds), lifeline))
+        loop.run_until_complete(_serve(plan, access, _handles(plan, fds), lifeline))
     except NonoError as error:
         sys.stderr.write(f"nono-ebpf: proxy: {error}\n")
         sys.exit(1)
@@ -78,6 +83,10 @@ def _received(lifeline: socket.socket) -> tuple[handover.ProxyPlan, list[int]]:
         return handover.receive(lifeline)
     except SandboxError:
         sys.exit(1)  # the supervisor gave up, and has said why
+
+
+def _access(plan: handover.ProxyPlan) -> ProxyAccess:
+    return ProxyAccess(plan.upstream_authorization, context_for(plan.upstream_ca) if plan.upstream_tls else None)
 
 
 def _handles(plan: handover.ProxyPlan, fds: list[int]) -> Handles:
@@ -103,7 +112,7 @@ def _confine() -> None:
     seccomp.confine_proxy()
 
 
-async def _serve(plan: handover.ProxyPlan, handles: Handles, lifeline: socket.socket) -> None:
+async def _serve(plan: handover.ProxyPlan, access: ProxyAccess, handles: Handles, lifeline: socket.socket) -> None:
     summary = Summary()
     sink = AuditSink(handles.audit, sys.stderr if plan.verbose else None, plan.sandbox, summary)
     names = NameTable()
@@ -113,7 +122,8 @@ async def _serve(plan: handover.ProxyPlan, handles: Handles, lifeline: socket.so
     origins = SocketOrigins()
     dns = DnsServer(policy, resolver, names, Askers(handles.askers, plan.netns_cookie), sink)
     listening = _endpoints(handles.listeners)
-    relay = Relay(policy, resolver, names, origins, sink, Limits(), listening, admit=dns.admit)
+    token = Token(plan.token)
+    relay = Relay(policy, resolver, names, origins, sink, Limits(), listening, token, access, dns.admit)
 
     async def dns_over_tcp(connection: socket.socket) -> None:
         origin = origins.take(connection)

@@ -11,6 +11,7 @@ Whatever fails before the last step, the command has not started and nothing is 
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nono_ebpf import session_token
 from nono_ebpf.kernel import abi, bpffs, origdst
 from nono_ebpf.kernel.hooks import Side
 from nono_ebpf.kernel.loader import Loader
@@ -32,6 +34,8 @@ from nono_ebpf.sandbox.streams import Copiers
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from nono_ebpf.config.no_proxy import NoProxy
+    from nono_ebpf.credentials.sources import Secret
     from nono_ebpf.sandbox.landlock import Domain
 
 # systemd hands these uids out to services for as long as they run (DynamicUser); so do we, one a sandbox.
@@ -49,7 +53,11 @@ class Request:
     pinned: Mapping[str, list[str]]
     audit_fd: int | None
     verbose: bool
-    proxy_env: bool
+    no_proxy: NoProxy | None  # no proxy variables at all
+    open_ports: frozenset[int]
+    upstream_auth: Secret | None  # user:password
+    upstream_tls: bool
+    upstream_ca: bytes | None
 
     def with_audit(self, fd: int) -> Request:
         """The same, with an audit log, out of the command's reach; the fd is the caller's."""
@@ -85,12 +93,13 @@ class _Supervisor:
         self._sandbox = sandbox
         self._stack = stack
         self._groups = cgroups_under(sandbox.group)
+        self._token = session_token.make()
 
     def run(self) -> int:
         with Loader() as loader:
             self._proxy = ProxyProcess(self._groups.proxy)
             self._stack.callback(self._proxy.end)
-            surroundings = Surroundings(self._request.view, self._request.domain)
+            surroundings = Surroundings(self._request.view, self._request.domain, self._request.open_ports)
             init = Init.start(self._request.command, self._groups, surroundings)
             self._listeners = self._stack.enter_context(init.listeners())
             groups = {Side.SANDBOX: self._groups.sandbox.path, Side.PROXY: self._groups.proxy.path}
@@ -101,6 +110,7 @@ class _Supervisor:
             say(self._request.domain.describe())
         self._proxy.serve(self._plan(), self._fds())
         init.wait_ready()
+        origdst.write_open_ports(self._maps.open_ports, self._request.open_ports)
         self._set_alive(alive=True)
         init.go(self._added_environment())
         status = signals.wait_for(init.pid, self._child_ended)
@@ -116,6 +126,10 @@ class _Supervisor:
             netns_cookie=self._listeners.netns_cookie,
             verbose=self._request.verbose,
             has_audit_log=self._request.audit_fd is not None,
+            token=self._token,
+            upstream_authorization=_basic(self._request.upstream_auth),
+            upstream_tls=self._request.upstream_tls,
+            upstream_ca=self._request.upstream_ca,
         )
 
     def _fds(self) -> list[int]:
@@ -131,6 +145,7 @@ class _Supervisor:
             proxy_port_be=socket.htons(self._listeners.proxy_port),
             dns_port_be=socket.htons(self._listeners.dns_port),
             alive=alive,
+            opens_ports=bool(self._request.open_ports),
         )
         origdst.write_settings(self._maps.settings, settings)
 
@@ -148,20 +163,28 @@ class _Supervisor:
 
     def _added_environment(self) -> dict[str, str]:
         added = {} if self._request.view.ca_bundle is None else ca_environment()
-        return added | (proxy_environment(self._listeners.proxy_port) if self._request.proxy_env else {})
+        if self._request.no_proxy is None:
+            return added
+        return added | proxy_environment(self._listeners.proxy_port, self._token, self._request.no_proxy)
 
 
 def _proxy_uid(sandbox: str) -> int:
     return PROXY_UIDS[int(sandbox, 16) % len(PROXY_UIDS)]
 
 
-def proxy_environment(port: int) -> dict[str, str]:
+def _basic(login: Secret | None) -> bytes | None:
+    """RFC 7617 §2."""
+    return None if login is None else b"Basic " + base64.b64encode(login.value)
+
+
+def proxy_environment(port: int, token: str, no_proxy: NoProxy) -> dict[str, str]:
     """A courtesy for clients that ask: every rule holds without it."""
-    url = f"http://127.0.0.1:{port}"
-    direct = "localhost,127.0.0.1,::1"
+    url = f"http://nono:{token}@127.0.0.1:{port}"
     return {
         **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), url),
-        **dict.fromkeys(("NO_PROXY", "no_proxy"), direct),
+        **dict.fromkeys(("NO_PROXY", "no_proxy"), no_proxy.no_proxy),
+        "NONO_NO_PROXY": no_proxy.nono_no_proxy,
+        "NONO_PROXY_TOKEN": token,
         "NODE_USE_ENV_PROXY": "1",
     }
 

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from nono_ebpf.model import FlowOrigin, Process
 
 Event = Literal["flow", "request", "dns", "kernel"]
-Mode = Literal["redirect", "connect", "http", "dns", "kernel"]
+Mode = Literal["redirect", "connect", "http", "reverse", "socks5", "dns", "kernel"]
 Decision = Literal["allow", "deny"]
+AuthMechanism = Literal["proxy_authorization", "phantom_header", "username_password"]
+AuthOutcome = Literal["succeeded", "failed"]
 
 # Long enough for any path that a person will read; a record stays far below a pipe's and a page's size.
 TEXT_LIMIT = 2048
@@ -36,8 +38,10 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
 
     `bytes_sent` counts from the sandbox to the upstream, `bytes_received` the other way.
     `pid` and `uid` are those of the initial namespaces, `cgroup` is the cgroup's id.
+    `auth_mechanism` and `auth_outcome` are about the session token, which explicit clients of the proxy have to show.
     `original_destination` and `resolved_address` are "address:port", IPv6 in brackets; a lookup lists every
-    address it was answered with, without ports and separated by blanks.
+    address it was answered with, without ports and separated by blanks. With an `upstream_proxy` ("host:port") the
+    `resolved_address` is that proxy's.
     """
 
     timestamp_unix_ms: int
@@ -45,6 +49,8 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     mode: Mode
     decision: Decision
     denial_category: str | None = None
+    auth_mechanism: AuthMechanism | None = None
+    auth_outcome: AuthOutcome | None = None
     flow_id: str | None = None
     sandbox: str | None = None
     pid: int | None = None
@@ -56,6 +62,7 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     target: str | None = None
     port: int | None = None
     resolved_address: str | None = None
+    upstream_proxy: str | None = None
     rule: str | None = None
     rule_source: str | None = None
     method: str | None = None

@@ -34,18 +34,28 @@ class _Group:
 class Summary:
     """Collects denials grouped by target, port, reason and command name.
 
-    Names that only a resolver's search list made are left out: nobody asked for them.
+    Names that only a resolver's search list made are left out: nobody asked for them. So is a process that was told to
+    authenticate, and did: many clients wait for that.
     """
 
     def __init__(self, limit: int = GROUP_LIMIT) -> None:
         self._limit = limit
         self._groups: dict[tuple[str | None, ...], _Group] = {}
+        self._challenged: dict[int | None, Record] = {}
         self._more = 0
 
     def add(self, record: Record) -> None:
         """Take note of `record` if it is a denial."""
+        if record.auth_outcome == "succeeded":
+            self._challenged.pop(record.pid, None)
         if record.decision != "deny" or record.denial_category == SEARCH_LIST:
             return
+        if record.auth_outcome == "failed" and len(self._challenged) < self._limit:
+            self._challenged.setdefault(record.pid, record)
+        else:
+            self._count(record)
+
+    def _count(self, record: Record) -> None:
         key = (where(record), record.reason, record.comm)
         if (group := self._groups.get(key)) is not None:
             group.count += 1
@@ -55,7 +65,9 @@ class Summary:
             self._more += 1
 
     def render(self) -> list[str]:
-        """The lines to print, in order of first occurrence; none when nothing was denied."""
+        """The lines to print, in order of first occurrence; none when nothing was denied. To be called once."""
+        for record in self._challenged.values():
+            self._count(record)
         if not self._groups:
             return []
         groups = list(self._groups.values())

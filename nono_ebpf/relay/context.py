@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from nono_ebpf.audit.record import Record
     from nono_ebpf.model import Endpoint, FlowOrigin, IPAddress, Process, ResolvedAddress
     from nono_ebpf.policy.rules import Policy
+    from nono_ebpf.relay.chain import ProxyAccess
     from nono_ebpf.relay.crowd import Crowd
     from nono_ebpf.relay.limits import Limits
     from nono_ebpf.relay.splice import Pipes
+    from nono_ebpf.session_token import Token
 
 # `denial_category` of what no rule decided.
 PROTOCOL: Final = "protocol"  # the client broke its protocol
 NO_ORIGIN: Final = "no_origin"  # the kernel has no record of the connection
+AUTHENTICATION_FAILED: Final = "authentication_failed"  # nono's name for it
+UNKNOWN_SERVICE: Final = "unknown_service"  # a request for us ourselves, and nothing here has that name
 INTERNAL: Final = "internal"  # a fault of ours
 
 
@@ -65,7 +69,8 @@ class AuditSink(Protocol):
 class Context:
     """The relay's surroundings.
 
-    `own_listeners`: where explicit proxy clients connect, as the sandbox sees it.
+    `own_listeners`: where explicit proxy clients connect, as the sandbox sees it; `token`: what they have to show.
+    `access`: what the upstream proxy is shown.
     """
 
     policy: Policy
@@ -78,6 +83,8 @@ class Context:
     pipes: Pipes
     crowd: Crowd
     admit: Admit
+    token: Token
+    access: ProxyAccess
 
     async def judge(self, ask: Ask, process: Process | None) -> Permit | Denial:
         """`decide()`, with addresses looked up when it asks for them, for `process`.

@@ -6,7 +6,8 @@ given the address for, the TLS server name, the HTTP Host, the bare address. The
 never dialled when a name is known.
 
     origin unknown                      → reset
-    to a listener of ours               → explicit proxy client: CONNECT, or absolute-form requests
+    to a listener of ours               → explicit client: its requests, or the tunnel it wants (see `explicit`)
+    name known, requests are judged     → the client's first bytes must be HTTP, and nobody is dialled before
     name known, or address allowed      → judge, dial, then whoever speaks first:
                                             upstream           → splice
                                             client, TLS        → splice, by its server name when that differs
@@ -21,31 +22,43 @@ import asyncio
 import secrets
 import time
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
 from nono_ebpf.audit.record import Mode, Record, open_record
 from nono_ebpf.audit.window import Worth
 from nono_ebpf.authority import Authority
 from nono_ebpf.errors import ClientProtocolError, NonoError, UpstreamError
-from nono_ebpf.model import FlowOrigin, Identity, Process
-from nono_ebpf.policy.decide import Ask, Denial, Permit
+from nono_ebpf.model import FlowOrigin, Identity, Process, ResolvedAddress
+from nono_ebpf.policy.decide import Ask, Denial, DenialCategory, Permit
 from nono_ebpf.relay import refuse
 from nono_ebpf.relay.context import INTERNAL, NO_ORIGIN, PROTOCOL, Context, note_verdict
-from nono_ebpf.relay.http import Addressing, Conversation, Redirected, addressed_to_proxy
+from nono_ebpf.relay.explicit import Explicit, Wanted, addressed_to_proxy
+from nono_ebpf.relay.http import Conversation, Redirected
 from nono_ebpf.relay.refuse import Language, Refusal
 from nono_ebpf.relay.stream import Activity, Stream, Upstream, activity_of, first_readable, reason_of
 from nono_ebpf.relay.tunnel import tunnel
 from nono_ebpf.relay.upstream import dial
-from nono_ebpf.wire import NEED_MORE, http1
+from nono_ebpf.wire import NEED_MORE
 from nono_ebpf.wire.sniff import Http, Opaque, Sniffed, Tls, classify
 
 if TYPE_CHECKING:
     import socket
 
+    from nono_ebpf.model import IPAddress
     from nono_ebpf.wire.tls_hello import ClientHello
 
-# RFC 9110 §9.3.6: any 2xx; no Content-Length, no Transfer-Encoding.
-_ESTABLISHED = b"HTTP/1.1 200 Connection Established\r\n\r\n"
+_LOOPBACK = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
+
+
+def _own_addresses(address: IPAddress) -> tuple[ResolvedAddress, ...] | None:
+    """Of an opened port on this machine's loopback both addresses, first the one that was asked for.
+
+    A client whom one refuses tries the other. This one has been accepted already, so that we go on for it.
+    """
+    if not address.is_loopback:
+        return None
+    return tuple(ResolvedAddress(each, own=True, pinned=True) for each in dict.fromkeys((address, *_LOOPBACK)))
 
 
 class Flow:
@@ -173,39 +186,40 @@ class Flow:
 
     async def _serve_explicit(self) -> None:
         self._record.reason = "the client asked for nothing"
-        head = await self._converse(addressed_to_proxy, "http")
-        if head is None:
-            return
-        self._drop_conversation()
-        self._record = self._open_record("flow", "connect")
-        self._record.method = head.method
-        try:
-            authority = http1.connect_authority(head)
-        except ClientProtocolError as error:
-            await self._refuse_malformed(error, Language.HTTP)
-            return
-        await self._serve_connect(authority)
 
-    async def _serve_connect(self, authority: Authority) -> None:
+        def open_request(mode: Mode = "http") -> Record:
+            return self._open_record("request", mode)
+
+        self._conversation = Conversation(self._context, self._client, addressed_to_proxy, self._process, open_request)
+        client = Explicit(self._context, self._client, self._conversation, self._record, open_request)
+        if (wanted := await client.wanted()) is not None:
+            self._drop_conversation()
+            self._record.reason = None
+            await self._serve_tunnel(wanted)
+
+    async def _serve_tunnel(self, wanted: Wanted) -> None:
+        authority = wanted.authority
         ask = Ask(host=authority.host, port=authority.port, identity=Identity.AUTHORITY)
         try:
             verdict = await self._judge(ask)
             if isinstance(verdict, Denial):
-                await self._refuse(refuse.denied(verdict), Language.HTTP)
+                await self._refuse(refuse.denied(verdict), wanted.language)
                 return
             upstream = await self._dial(verdict)
         except UpstreamError as error:
-            await self._refuse_unreachable(error, Language.HTTP)
+            await self._refuse_unreachable(error, wanted.language)
             return
-        self._record.status = 200
-        await self._client.send(_ESTABLISHED, self._limits.idle_s)
+        if wanted.language is Language.HTTP:
+            self._record.status = 200
+        await self._client.send(wanted.established, self._limits.idle_s)
         await self._relay(upstream, authority, authority.host)
 
     async def _serve_redirected(self, origin: FlowOrigin) -> None:
         address, port = origin.destination.address, origin.destination.port
         name = self._context.names.name_of(address)
         authority = Authority(name or str(address), port)
-        ask = Ask(host=authority.host, port=port, identity=Identity.DNS if name else Identity.ADDRESS)
+        identity = Identity.DNS if name else Identity.ADDRESS
+        ask = Ask(host=authority.host, port=port, identity=identity, addresses=_own_addresses(address))
         try:
             verdict = await self._judge(ask)
             if isinstance(verdict, Permit):
@@ -215,9 +229,11 @@ class Flow:
             return
         if isinstance(verdict, Permit):
             await self._relay(upstream, authority, name)
+        elif verdict.category is DenialCategory.CONNECT_BYPASSES_L7:
+            await self._serve_by_first_bytes(port, name, verdict)
         elif name is None and verdict.remedy is not None:
             reason = f"no host name is known for {address}, and no rule allows the address itself"
-            await self._serve_unnamed(port, replace(verdict, reason=reason))
+            await self._serve_by_first_bytes(port, None, replace(verdict, reason=reason))
         else:
             await self._refuse(refuse.denied(verdict))
 
@@ -240,7 +256,7 @@ class Flow:
                     return
             case Http():
                 self._record.sniff = "http"
-                await self._relay_http(upstream, authority, name)
+                await self._converse(Redirected(authority.port, name), upstream, authority)
                 return
             case Opaque():
                 self._record.sniff = "opaque"
@@ -267,14 +283,10 @@ class Flow:
             return
         await self._tunnel(upstream)
 
-    async def _relay_http(self, upstream: Upstream, authority: Authority, name: str | None) -> None:
-        self._upstream = None
-        await self._converse(Redirected(authority.port, name), "redirect", upstream, authority)
+    async def _serve_by_first_bytes(self, port: int, name: str | None, denial: Denial) -> None:
+        """What is known of the destination allows no tunnel to it; the client's own bytes may say something better.
 
-    async def _serve_unnamed(self, port: int, denial: Denial) -> None:
-        """Nothing is known but an address that no rule allows.
-
-        Only a host in the client's own bytes can help.
+        Requests, each to be judged; or, where no name is known, a server name.
         """
         try:
             sniffed = await self._sniff(None)
@@ -282,11 +294,11 @@ class Flow:
             await self._refuse_malformed(error)
             return
         match sniffed:
-            case Tls(hello) if hello.sni is not None:
+            case Tls(hello) if name is None and hello.sni is not None:
                 self._record.sniff = "tls"
                 await self._judge_and_tunnel(Ask(host=hello.sni, port=port, identity=Identity.SNI))
             case Http():
-                await self._converse(Redirected(port, None), "redirect")
+                await self._converse(Redirected(port, name))
             case _:
                 note_verdict(self._record, denial)
                 await self._refuse(refuse.denied(denial))
@@ -329,21 +341,20 @@ class Flow:
             self._record.reason = spliced.problem
 
     async def _converse(
-        self,
-        addressing: Addressing,
-        mode: Mode,
-        upstream: Upstream | None = None,
-        authority: Authority | None = None,
-    ) -> http1.RequestHead | None:
+        self, addressing: Redirected, upstream: Upstream | None = None, authority: Authority | None = None
+    ) -> None:
+        """Requests, the first ones over `upstream`, which is connected to `authority`."""
+
         def new_record() -> Record:
-            record = self._open_record("request", mode)
+            record = self._open_record("request", self._record.mode)
             record.sniff = self._record.sniff
             return record
 
+        self._upstream = None
         self._conversation = Conversation(self._context, self._client, addressing, self._process, new_record)
         if upstream is not None and authority is not None:
             self._conversation.adopt(upstream, authority)
-        return await self._conversation.run()
+        await self._conversation.run()
 
     # ------------------------------------------------------------ steps
 
@@ -355,15 +366,16 @@ class Flow:
         return verdict
 
     async def _dial(self, permit: Permit) -> Upstream:
-        self._upstream = await dial(permit, self._limits)
+        self._upstream = await dial(permit, self._limits, self._context.access)
         self._record.resolved_address = str(self._upstream.endpoint)
+        self._record.upstream_proxy = self._upstream.proxy
         return self._upstream
 
     def _drop_upstream(self) -> None:
         if self._upstream is not None:
             self._upstream.close()
             self._upstream = None
-            self._record.resolved_address = None
+            self._record.resolved_address = self._record.upstream_proxy = None
 
     def _drop_conversation(self) -> None:
         if self._conversation is not None:

@@ -2,7 +2,7 @@
 
 Knows the order of a request and its response. Syntax is `wire.http1`'s, verdicts are `policy.decide`'s,
 refusals are `refuse`'s. The upstream connection is kept for the next request to the same authority, and for
-nothing else.
+nothing else. Where the path was judged, it is sent in the form that was.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from nono_ebpf.audit.record import Record, without_query
@@ -17,6 +19,7 @@ from nono_ebpf.authority import Authority
 from nono_ebpf.errors import ClientProtocolError, UpstreamError
 from nono_ebpf.model import Identity
 from nono_ebpf.policy.decide import Ask, Denial, Permit
+from nono_ebpf.policy.endpoints import Request
 from nono_ebpf.relay import refuse
 from nono_ebpf.relay.context import PROTOCOL, Context, note_verdict
 from nono_ebpf.relay.exchange import Addressed, Exchange, Outcome
@@ -26,7 +29,7 @@ from nono_ebpf.relay.upstream import dial
 from nono_ebpf.wire import NEED_MORE, http1
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from nono_ebpf.model import Process
     from nono_ebpf.relay.limits import Limits
@@ -75,21 +78,6 @@ class Redirected:
         if self._name is None:
             raise ClientProtocolError("request without Host, and no name is known for its address")
         return Addressed(Authority(self._name, self._port), Identity.DNS, (), target)
-
-
-def addressed_to_proxy(head: http1.RequestHead) -> Addressed:
-    """Addressing for a client that knows it talks to a proxy.
-
-    Absolute-form; its Host is ignored (RFC 9112 §3.2.2).
-    """
-    absolute = http1.split_absolute_form(head.target)
-    if absolute is None:
-        raise ClientProtocolError("this is a proxy: send CONNECT host:port, or a request for an absolute http:// URI")
-    scheme, text, target = absolute
-    if scheme != "http":
-        raise ClientProtocolError(f"{scheme}:// through a proxy needs a tunnel: use CONNECT host:port")
-    http1.check_origin_form(head, target)
-    return Addressed(http1.absolute_authority(text), Identity.AUTHORITY, (), target)
 
 
 async def read_request_head(client: Stream, limits: Limits, patience_s: float) -> http1.RequestHead | None:
@@ -154,71 +142,91 @@ class Conversation:
             self._upstream.reset()
             self._upstream = None
 
-    async def run(self) -> http1.RequestHead | None:
-        """Serve requests.
+    async def run(self) -> None:
+        """Serve requests until the client, or one of them, ends the connection."""
+        while (head := await self.next_head()) is not None:
+            if not await self.serve(head, self._new_record()):
+                return
 
-        Returns the head of a CONNECT to this proxy, off the buffer, else None at the end.
-        """
-        while (head := await self._next_head()) is not None:
-            if head.method == "CONNECT" and self._addressing is addressed_to_proxy:
-                return head
-            if not await self._recorded(head):
-                return None
-        return None
-
-    async def _next_head(self) -> http1.RequestHead | None:
+    async def next_head(self) -> http1.RequestHead | None:
+        """The next request, off the buffer; None at the end, or for what is no request and has been refused."""
         # A client that connects to a proxy has something to ask.
         patience_s = self._limits.keep_alive_s if self.requests else self._limits.first_bytes_s
         try:
             return await read_request_head(self._client, self._limits, patience_s)
         except ClientProtocolError as error:
-            record = self._new_record()
-            self.requests += 1
-            try:
-                await self._refuse_malformed(record, error)
-            finally:
-                self._context.audit.write(record)
+            await self.refuse_malformed(None, self._new_record(), error)
             return None
 
-    async def _recorded(self, head: http1.RequestHead) -> bool:
-        """Serve one request; True when the client's connection is ready for another."""
-        record = self._new_record()
+    async def serve(self, head: http1.RequestHead, record: Record) -> bool:
+        """Judge, send and record a request; True when the client's connection is ready for another."""
+        with self._recorded(head, record):
+            try:
+                return await self._serve(head, record)
+            except ClientProtocolError as error:
+                return await self._refuse_malformed(head, record, error)
+            except UpstreamError as error:
+                record.reason = str(error)
+                return await self._refuse(head, record, refuse.unreachable(error))
+
+    async def refuse(self, head: http1.RequestHead, record: Record, refusal: Refusal) -> None:
+        """Refuse and record a request that is not to be served; the client's connection ends."""
+        with self._recorded(head, record):
+            await self._refuse(head, record, refusal)
+
+    async def refuse_malformed(
+        self, head: http1.RequestHead | None, record: Record, error: ClientProtocolError
+    ) -> None:
+        """The same for what is no request."""
+        with self._recorded(head, record):
+            await self._refuse_malformed(head, record, error)
+
+    async def challenge(self, head: http1.RequestHead, record: Record, refusal: Refusal) -> None:
+        """Refuse and record a request whose body is off the buffer; the next one may be better."""
+        with self._recorded(head, record):
+            record.status = refusal.status
+            text = refuse.http_answer(refusal, head_only=head.method == "HEAD", close=False)
+            await self._client.send(text, self._limits.refusal_wait_s)
+
+    @contextmanager
+    def _recorded(self, head: http1.RequestHead | None, record: Record) -> Iterator[None]:
+        """Write `record` when the request is over, whatever became of it."""
         self.requests += 1
-        record.method = head.method
+        record.method = None if head is None else head.method
         received = -self._client.sent_bytes
         started = time.monotonic()
         try:
-            return await self._serve(head, record)
-        except ClientProtocolError as error:
-            return await self._refuse_malformed(record, error, head_only=head.method == "HEAD")
-        except UpstreamError as error:
-            record.reason = str(error)
-            return await self._refuse(record, refuse.unreachable(error), head_only=head.method == "HEAD")
+            yield
         finally:
             record.bytes_received = received + self._client.sent_bytes
             record.duration_ms = round((time.monotonic() - started) * 1000)
             self._context.audit.write(record)
 
-    async def _refuse_malformed(self, record: Record, error: ClientProtocolError, *, head_only: bool = False) -> bool:
+    async def _refuse_malformed(
+        self, head: http1.RequestHead | None, record: Record, error: ClientProtocolError
+    ) -> bool:
         record.decision, record.denial_category, record.reason = "deny", PROTOCOL, str(error)
-        return await self._refuse(record, refuse.malformed(error), head_only=head_only)
+        return await self._refuse(head, record, refuse.malformed(error))
 
-    async def _refuse(self, record: Record, refusal: Refusal, *, head_only: bool) -> bool:
+    async def _refuse(self, head: http1.RequestHead | None, record: Record, refusal: Refusal) -> bool:
         self.close()
         # A response that has begun cannot be taken back: then only a RST shows that it is incomplete.
         if record.status is not None:
             self._client.reset()
             return False
         record.status = refusal.status
+        head_only = head is not None and head.method == "HEAD"
         await refuse.answer(self._client, refusal, Language.HTTP, self._limits, head_only=head_only)
         return False
 
     async def _serve(self, head: http1.RequestHead, record: Record) -> bool:
         addressed = self._addressing(head)
         http1.request_body(head)  # refuses ambiguous framing before anybody is dialled
-        permit = await self._judge(addressed, record)
+        permit = await self._judge(head, addressed, record)
         if isinstance(permit, Denial):
-            return await self._refuse(record, refuse.denied(permit), head_only=head.method == "HEAD")
+            return await self._refuse(head, record, refuse.denied(permit))
+        if permit.target is not None:
+            addressed = replace(addressed, target=permit.target)
         if (kept := self._kept_for(addressed.authority)) is not None:
             exchange = self._exchange(kept, head, addressed)
             try:
@@ -235,12 +243,13 @@ class Conversation:
         piece_bytes = self._context.crowd.piece_bytes
         return Exchange(self._client, upstream, head, addressed, self._limits, piece_bytes)
 
-    async def _judge(self, addressed: Addressed, record: Record) -> Permit | Denial:
+    async def _judge(self, head: http1.RequestHead, addressed: Addressed, record: Record) -> Permit | Denial:
         authority = addressed.authority
         # Of the origin-form: an absolute-form target could hold userinfo.
         record.path = without_query(addressed.target)
         record.identity, record.target, record.port = addressed.identity.value, authority.host, authority.port
-        ask = Ask(host=authority.host, port=authority.port, identity=addressed.identity, also=addressed.also)
+        request = Request(head.method, addressed.target)
+        ask = Ask(authority.host, authority.port, addressed.identity, addressed.also, request=request)
         verdict = await self._context.judge(ask, self._process)
         note_verdict(record, verdict)
         return verdict
@@ -254,7 +263,7 @@ class Conversation:
 
     async def _dial(self, permit: Permit, authority: Authority) -> Upstream:
         self.close()
-        upstream = await dial(permit, self._limits)
+        upstream = await dial(permit, self._limits, self._context.access)
         self.adopt(upstream, authority)
         return upstream
 
@@ -262,7 +271,7 @@ class Conversation:
         """Run one exchange; True when the client's connection is ready for another request."""
         upstream = exchange.upstream
         sent = -upstream.sent_bytes
-        record.resolved_address = str(upstream.endpoint)
+        record.resolved_address, record.upstream_proxy = str(upstream.endpoint), upstream.proxy
         try:
             outcome = await exchange.run()
             if outcome is Outcome.WEBSOCKET:

@@ -29,6 +29,7 @@ class Limits:
     resolve_s: float = 15.0  # a stub resolver's timeout with a retry on the second nameserver
     connect_s: float = 30.0  # over all endpoints; below the 60 s that most clients wait themselves
     dialled_at_once: int = 8  # attempts of one flow; a name with more addresses has no more sockets
+    upstream_proxy_s: float = 10.0  # to reach the upstream proxy, TLS included, and to be given a tunnel by it
     stagger_s: float = 0.25  # RFC 8305 §5, "Connection Attempt Delay"
 
     # Moving bytes.
@@ -44,6 +45,7 @@ class Limits:
     # HTTP/1.
     keep_alive_s: float = 75.0  # between two requests; nginx's default, longer than clients keep a connection
     response_head_s: float = 30.0  # from its first byte to its last; before that, `idle_s`
+    challenges: int = 4  # 407s on one connection; a client that waits for the first one needs no other
     interim_responses: int = 64  # 1xx before one final response
     linger_s: float = 1.0  # reading on after a refusal, so that a RST does not overtake it (RFC 9112 §9.6)
     linger_bytes: int = 1 << 20

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nono_ebpf.relay.accept import Acceptor
+from nono_ebpf.relay.chain import ProxyAccess
 from nono_ebpf.relay.context import Admit, AuditSink, Context, NameTable, OriginSource, Resolver
 from nono_ebpf.relay.crowd import Crowd
 from nono_ebpf.relay.flow import Flow
@@ -20,11 +21,16 @@ if TYPE_CHECKING:
     from nono_ebpf.model import Endpoint
     from nono_ebpf.policy.rules import Policy
     from nono_ebpf.relay.limits import Limits
+    from nono_ebpf.session_token import Token
+
+
+_NO_ACCESS = ProxyAccess()
 
 
 class Relay:
     """The proxy of one sandbox. `own_listeners`: the addresses by which explicit proxy clients reach us.
 
+    `token`: what those clients have to show. `access`: what the upstream proxy, if the policy has one, is shown.
     `admit`: whether a permitted name may be looked up now.
     """
 
@@ -37,13 +43,28 @@ class Relay:
         audit: AuditSink,
         limits: Limits,
         own_listeners: Iterable[Endpoint],
+        token: Token,
+        access: ProxyAccess = _NO_ACCESS,
         admit: Admit = lambda _host, _process: True,
     ) -> None:
         self._limits = limits
         self._pipes = Pipes(limits)
         self._crowd = Crowd(limits)
         own = frozenset(own_listeners)
-        self._context = Context(policy, resolver, names, origins, audit, limits, own, self._pipes, self._crowd, admit)
+        self._context = Context(
+            policy,
+            resolver,
+            names,
+            origins,
+            audit,
+            limits,
+            own,
+            self._pipes,
+            self._crowd,
+            admit,
+            token,
+            access,
+        )
         self._acceptor: Acceptor | None = None
 
     async def serve(self, listeners: Sequence[socket.socket]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import struct
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from nono_ebpf.errors import UpstreamError, UpstreamPhase
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nono_ebpf.model import Endpoint
 
 # socket(7): struct linger { int l_onoff; int l_linger; }. With zero seconds, close(2) sends RST instead of
@@ -32,14 +35,16 @@ _HEAD_READ_BYTES: Final = 16384
 
 
 def tune(connection: socket.socket) -> None:
-    """Prepare a connected socket for relaying.
+    """Prepare a socket for relaying. What a listening one accepts has the same options, but may block.
 
     Without TCP_NODELAY on both sides, the small last segment of a TLS handshake waits some 40 ms for the
-    peer's delayed ACK. Keep-alive finds peers that vanished without a FIN.
+    peer's delayed ACK. Keep-alive finds peers that vanished without a FIN. Urgent data stays where it is in the
+    stream (RFC 6093), or a read would leave it out.
     """
     connection.setblocking(False)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,28 +68,76 @@ def activity_of(connection: socket.socket) -> Activity:
     return Activity(True, min(sent_ms, received_ms)) if acked_bytes else Activity(False, sent_ms)
 
 
-async def first_readable(*connections: socket.socket) -> socket.socket:
+async def connect(connection: socket.socket, address: str, port: int) -> None:
+    """Connect a non-blocking socket to a literal address. Raises OSError.
+
+    A loop's own sock_connect takes the address for a name, and asks for it in one of the few threads that there are.
+    """
+    try:
+        connection.connect((address, port))
+    except BlockingIOError:
+        await _writable(connection)
+        if error := connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(error, os.strerror(error)) from None
+
+
+async def first_readable(*connections: socket.socket, deadline_s: float | None = None) -> socket.socket:
     """Wait until one of `connections` has bytes, its end or an error to read.
 
-    On a tie the earlier argument wins.
+    On a tie the earlier argument wins. Raises TimeoutError after `deadline_s`.
     """
+    # Mostly somebody has spoken already, and asking is one call where having the loop watch two sockets is sixteen.
+    poll = select.poll()
+    for each in connections:
+        poll.register(each, select.POLLIN)
+    ready = {fd for fd, _ in poll.poll(0)}
+    if not ready:
+        due = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
+        ready = await _readable(connections, due)
+    return next(each for each in connections if each.fileno() in ready)
+
+
+async def _readable(connections: Sequence[socket.socket], due: float | None) -> set[int]:
+    """The descriptors of those that can be read first. Raises TimeoutError when the loop's clock is at `due`."""
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
-    ready: set[socket.socket] = set()
+    ready: set[int] = set()
 
-    def note(connection: socket.socket) -> None:
-        ready.add(connection)
-        if not readable.done():
-            readable.set_result(None)
+    def note(fd: int) -> None:
+        ready.add(fd)
+        _settle(readable)
 
     for each in connections:
-        loop.add_reader(each.fileno(), note, each)
+        loop.add_reader(each.fileno(), note, each.fileno())
+    # A tenth of what asyncio.timeout() costs, which has a task to cancel.
+    expiry = None if due is None else loop.call_at(due, _settle, readable, TimeoutError())
     try:
         await readable
     finally:
+        if expiry is not None:
+            expiry.cancel()
         for each in connections:
             loop.remove_reader(each.fileno())
-    return next(each for each in connections if each in ready)
+    return ready
+
+
+async def _writable(connection: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    writable: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(connection.fileno(), _settle, writable)
+    try:
+        await writable
+    finally:
+        loop.remove_writer(connection.fileno())
+
+
+def _settle(future: asyncio.Future[None], error: Exception | None = None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
 
 
 class Stream:
@@ -109,8 +162,7 @@ class Stream:
         False at the end of the stream.
         """
         try:
-            async with asyncio.timeout(deadline_s):
-                data = await self._read(size)
+            data = await self._read(size, deadline_s)
         except OSError as error:
             self._failed("read", error)
         self.unread += data
@@ -118,12 +170,14 @@ class Stream:
         self.at_eof = not data
         return bool(data)
 
-    async def _read(self, size: int) -> bytes:
+    async def _read(self, size: int, deadline_s: float) -> bytes:
+        due = None
         while True:
             try:
                 return self.sock.recv(size)
             except BlockingIOError:
-                await first_readable(self.sock)
+                due = due or asyncio.get_running_loop().time() + deadline_s
+                await _readable((self.sock,), due)
 
     async def send(self, data: bytes | bytearray, deadline_s: float) -> None:
         """Hand all of `data` to the kernel; waits for the peer to read, which is the back-pressure."""
@@ -159,7 +213,7 @@ class Stream:
         try:
             self.sock.shutdown(socket.SHUT_WR)
             async with asyncio.timeout(deadline_s):
-                while limit_bytes > 0 and (data := await self._read(_HEAD_READ_BYTES)):
+                while limit_bytes > 0 and (data := await self._read(_HEAD_READ_BYTES, deadline_s)):
                     limit_bytes -= len(data)
         except OSError:
             # The peer left or keeps talking past the deadline; the answer has had its chance either way.
@@ -184,16 +238,23 @@ class Stream:
 
 
 class Upstream(Stream):
-    """The far side of a flow, connected to `endpoint`; its failures are UpstreamErrors that name `target`."""
+    """The far side of a flow, connected to `endpoint`; its failures are UpstreamErrors that name `target`.
 
-    __slots__ = ("endpoint", "target")
+    `proxy`: the upstream proxy ("host:port") whose endpoint it is.
+    """
 
-    def __init__(self, sock: socket.socket, target: str, endpoint: Endpoint) -> None:
+    __slots__ = ("endpoint", "proxy", "target")
+
+    def __init__(self, sock: socket.socket, target: str, endpoint: Endpoint, proxy: str | None = None) -> None:
         super().__init__(sock)
-        self.target, self.endpoint = target, endpoint
+        self.target, self.endpoint, self.proxy = target, endpoint, proxy
+
+    def explain(self, problem: str) -> str:
+        """Why it failed, where more is known than `problem`, the kernel's words."""
+        return problem
 
     def _failed(self, phase: UpstreamPhase, error: OSError) -> NoReturn:
-        raise UpstreamError(phase, self.target, reason_of(error)) from error
+        raise UpstreamError(phase, self.target, self.explain(reason_of(error))) from error
 
 
 def reason_of(error: OSError) -> str:

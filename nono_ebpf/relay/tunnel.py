@@ -5,6 +5,7 @@ Must not know what flows or why.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nono_ebpf.relay.splice import Spliced, splice
@@ -32,6 +33,7 @@ async def tunnel(client: Stream, upstream: Upstream, context: Context) -> Splice
 
     spliced = await splice(client.sock, upstream.sock, context.pipes, limits, count)
     if spliced.ended != "eof":
+        spliced = replace(spliced, problem=upstream.explain(spliced.problem))
         client.reset()
         upstream.reset()
     return spliced

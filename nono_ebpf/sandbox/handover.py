@@ -31,6 +31,13 @@ class ProxyPlan(msgspec.Struct, frozen=True):
     netns_cookie: int
     verbose: bool
     has_audit_log: bool
+    token: str
+    upstream_authorization: bytes | None  # the value of Proxy-Authorization for the upstream proxy
+    upstream_tls: bool
+    upstream_ca: bytes | None  # PEM, what it may be verified by besides the system's roots
+
+    def __repr__(self) -> str:
+        return f"ProxyPlan({self.sandbox})"  # two of these are secrets
 
 
 def send(channel: socket.socket, plan: ProxyPlan, fds: Sequence[int]) -> None:

@@ -47,10 +47,11 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the command finds, and what its domain leaves open."""
+    """What the command finds, what its domain leaves open, and the ports of loopback that mean the host's."""
 
     view: view.View
     domain: Domain
+    open_ports: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ def _build(channel: socket.socket, groups: Groups, surroundings: Surroundings) -
     groups.proxy.join()  # the origin hook looks at the group of the listener's maker
     libc.unshare(libc.CLONE_NEWNET)
     bring_up_loopback()
-    with open_listeners() as listeners:
+    with open_listeners(surroundings.open_ports) as listeners:
         socket.send_fds(channel, [b"listeners"], [sock.fileno() for sock in listeners.all])
         domain = surroundings.domain.with_ports(listeners.proxy_port, _DNS_PORT)
     groups.sandbox.join()

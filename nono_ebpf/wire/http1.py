@@ -25,6 +25,7 @@ from typing import Final, Protocol
 from nono_ebpf.authority import Authority, parse_authority
 from nono_ebpf.errors import ClientProtocolError, InvalidAuthority, NonoError, UpstreamError
 from nono_ebpf.wire import NEED_MORE, NeedMore
+from nono_ebpf.wire.sniff import MAX_FIRST_LINE_BYTES
 
 # Ours: the largest default among common servers (Apache Tomcat and httpd stay at 8 to 64 KiB).
 MAX_HEAD_BYTES: Final = 65536
@@ -46,11 +47,12 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,18}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
-# RFC 9110 §7.6.1. "Proxy-Authorization" is for us, if for anybody; HTTP2-Settings belongs to the Upgrade we
-# drop.
+NONO_TOKEN: Final = b"x-nono-token"
+# RFC 9110 §7.6.1. "Proxy-Authorization" is for us, if for anybody, and so is our own; HTTP2-Settings belongs to the
+# Upgrade we drop.
 _HOP_BY_HOP: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
-     b"proxy-authorization", b"proxy-authenticate", b"http2-settings")
+     b"proxy-authorization", b"proxy-authenticate", b"http2-settings", NONO_TOKEN)
 )  # fmt: skip
 # Written by us from the parsed form, so a Connection field that names them changes nothing.
 _OWNED: Final = frozenset((b"host", b"content-length"))
@@ -104,12 +106,15 @@ def parse_request_head(data: bytes | bytearray) -> tuple[RequestHead, int] | Nee
     """The head at the front of `data` and its size in bytes.
 
     Raises:
-        ClientProtocolError: malformed or ambiguous (400), too large (431), a method that is never relayed
+        ClientProtocolError: malformed or ambiguous (400), too large (414, 431), a method that is never relayed
         (405).
     """
     # RFC 9112 §2.2: a server "SHOULD ignore at least one empty line (CRLF) received prior to the
     # request-line".
     skip = 2 if data[:2] == b"\r\n" else 0
+    longest = skip + MAX_FIRST_LINE_BYTES + 2
+    if len(data) >= longest and data.find(b"\r\n", skip, longest) < 0:
+        raise ClientProtocolError(f"request line longer than {MAX_FIRST_LINE_BYTES} bytes", status=414)
     block = _head_block(data, skip, _client_fault)
     if block is NEED_MORE:
         return NEED_MORE
@@ -179,7 +184,9 @@ def _parse_field(line: bytes, fault: Fault) -> tuple[bytes, bytes]:
     name, colon, value = line.partition(b":")
     value = value.strip(b" \t")
     if not colon or not _TOKEN.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
-        raise fault(f"bad HTTP field line {line[:80]!r}", 400)
+        # The value may be a secret, and all of a folded line or of one without a colon is value.
+        named = f" {name[:40]!r}" if colon and not line.startswith((b" ", b"\t")) else ""
+        raise fault(f"bad HTTP field line{named}", 400)
     return name, value
 
 
@@ -227,15 +234,12 @@ def host_field_authority(head: RequestHead, default_port: int) -> Authority | No
 
 
 def connect_authority(head: RequestHead) -> Authority:
-    """The target of CONNECT, in authority-form.
+    """The target of CONNECT, in authority-form. Raises ClientProtocolError.
 
-    The port is required (RFC 9112 §3.2.3). Raises ClientProtocolError.
+    RFC 9112 §3.2.3 requires the port; some clients leave out that of https.
     """
-    # RFC 9110 §9.3.6: CONNECT has no content. Bytes that one reader takes for a body, another takes for the
-    # tunnel.
-    if not request_body(head).done:
-        raise ClientProtocolError("CONNECT with a body")
-    return _authority(head.target, None)
+    request_body(head)
+    return _authority(head.target, 443)
 
 
 def split_absolute_form(target: str) -> tuple[str, str, str] | None:
@@ -259,7 +263,7 @@ def check_origin_form(head: RequestHead, target: str) -> None:
         raise ClientProtocolError("request target is not a path")
 
 
-def _authority(text: str, default_port: int | None) -> Authority:
+def _authority(text: str, default_port: int) -> Authority:
     try:
         return parse_authority(text, default_port)
     except InvalidAuthority as error:
@@ -283,6 +287,9 @@ def request_body(head: RequestHead) -> Body:
     Raises ClientProtocolError for more than one way.
     """
     framing = _framing(head, _client_fault)
+    # RFC 9110 §9.3.6: CONNECT has no content. Bytes that one reader takes for a body, another takes for the tunnel.
+    if head.method == "CONNECT" and framing is not None and not framing.done:
+        raise ClientProtocolError("CONNECT with a body")
     return framing if framing is not None else LengthBody(0, _client_fault)
 
 

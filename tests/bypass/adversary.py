@@ -62,7 +62,9 @@ def techniques(aim: dict[str, Any]) -> dict[str, Callable[[], Any]]:
         "dns tunnel": lambda: [
             datagrams.ask(server, 53, query, over) for server in (dns, "9.9.9.9") for over in ("udp", "tcp")
         ],
-        "http connect": lambda: requests.to_proxy([[f"CONNECT {v4}:{tcp} HTTP/1.1\r\nHost: x\r\n\r\n", "s3cret"]]),
+        "http connect": lambda: requests.to_proxy(
+            [[f"CONNECT {v4}:{tcp} HTTP/1.1\r\nHost: x\r\n{base.AUTHORIZED}\r\n", "s3cret"]]
+        ),
         "http host": lambda: requests.to_server(v4, 80, [["GET / HTTP/1.0\r\nHost: other.example.net\r\n\r\n"]]),
         "tls server name": lambda: requests.over_tls(v4, 443, "other.example.net", "GET / HTTP/1.0\r\n\r\n"),
         "socket families": lambda: kinds.every_family(64),

@@ -123,6 +123,10 @@ CATALOGUE: dict[str, Class] = {
     "http-second-request": Class("a denied host in a later request of a connection", "each request is judged"),
     "http-spelling": Class("requests that only a lenient server takes for such", "judged or refused, never unread"),
     "http-connect-tricks": Class("CONNECT to other ports, addresses, ourselves", "judged"),
+    "endpoint-paths": Class(
+        "dot segments, escapes and tunnels around a rule for certain paths", "every reading is judged; no tunnel"
+    ),
+    "session-token": Class("the explicit proxy, by HTTP or SOCKS5, without the sandbox's token", "407, or no tunnel"),
     "http-identity-header": Class("a request that claims another client's identity", "without effect"),
     # --- unix sockets and descriptors
     "pathname-sockets": Class("unix sockets of host daemons, docker, D-Bus, agents", "hidden"),

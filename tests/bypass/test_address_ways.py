@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from attacks import streams
+from attacks.base import AUTHORIZED
 from kit import zone
 
 if TYPE_CHECKING:
@@ -64,12 +65,12 @@ ANYTHING = ["--allow-domain", "*"]
 
 def _connect_to(host: str, port: int = 80) -> str:
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n{GET}"
+    return f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{AUTHORIZED}\r\n{GET}"
 
 
 def _absolute(host: str) -> str:
     target = f"[{host}]" if ":" in host else host
-    return f"GET http://{target}/ HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n"
+    return f"GET http://{target}/ HTTP/1.1\r\nHost: {target}\r\n{AUTHORIZED}Connection: close\r\n\r\n"
 
 
 def assert_proxy_refuses(inside: Agent, request: str, *statuses: int) -> None:

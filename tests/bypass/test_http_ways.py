@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from attacks import requests
-from kit import zone
+from attacks.base import AUTHORIZED
+from kit import hellos, zone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,13 +21,19 @@ pytestmark = [pytest.mark.root, pytest.mark.kernel]
 GOOD, BAD = "one.example.com", "other.example.net"
 OK = "HTTP/1.1 200"
 CLOSE = "Connection: close\r\n\r\n"
-CONNECT = f"CONNECT {GOOD}:80 HTTP/1.1\r\nHost: {GOOD}:80\r\n\r\n"
+CONNECT = f"CONNECT {GOOD}:80 HTTP/1.1\r\nHost: {GOOD}:80\r\n{AUTHORIZED}\r\n"
+
+
+def _authorized(request: list[str]) -> list[str]:
+    """With the token in the first head."""
+    line, _, rest = request[0].partition("\r\n")
+    return [f"{line}\r\n{AUTHORIZED}{rest}", *request[1:]]
 
 
 def _to_everybody(inside: Agent, request: list[str]) -> list[str]:
     """The request to the proxy, through a tunnel to the permitted host, and to its address without the proxy."""
     return [
-        *inside.call(requests.to_proxy, [request, [CONNECT, *request]]),
+        *inside.call(requests.to_proxy, [_authorized(request), [CONNECT, *request]]),
         *inside.call(requests.to_server, GOOD, zone.HTTP_PORT, [request]),
     ]
 
@@ -88,7 +95,10 @@ def test_a_later_request_is_judged_too(inside: Agent, witness: Witness, split: b
     first = f"GET /first HTTP/1.1\r\nHost: {GOOD}\r\n\r\n"
     second = f"GET /second HTTP/1.1\r\nHost: {BAD}\r\n{CLOSE}"
     pieces = [first, second] if split else [first + second]
-    absolute = [piece.replace(" /", f" http://{GOOD if 'first' in piece else BAD}/", 1) for piece in (first, second)]
+    absolute = [
+        piece.replace(" /", f" http://{GOOD if 'first' in piece else BAD}/", 1).replace("Host", f"{AUTHORIZED}Host")
+        for piece in (first, second)
+    ]
     answers = inside.call(requests.to_server, GOOD, zone.HTTP_PORT, [pieces])
     answers += inside.call(requests.to_proxy, [absolute if split else ["".join(absolute)], [CONNECT, *pieces]])
     assert all(OK in answer and "403" in answer for answer in answers), answers
@@ -121,7 +131,11 @@ def test_no_framing_hides_a_second_request(inside: Agent, witness: Witness, case
     inside.call(requests.to_server, GOOD, zone.HTTP_PORT, [[head + FRAMINGS[case]]])
     inside.call(
         requests.to_proxy,
-        [[f"POST http://{GOOD}/ HTTP/1.1\r\nHost: {GOOD}\r\n{FRAMINGS[case]}"], [CONNECT, head + FRAMINGS[case]]],
+        [
+            [f"POST http://{GOOD}/ HTTP/1.1\r\nHost: {GOOD}\r\n{AUTHORIZED}{FRAMINGS[case]}"],
+            [f"POST http://{GOOD}/ HTTP/1.1\r\nHost: {GOOD}\r\n{FRAMINGS[case]}"],
+            [CONNECT, head + FRAMINGS[case]],
+        ],
     )
     assert [seen.what for seen in witness.arrived("http") if "smuggled" in seen.what] == []
 
@@ -133,7 +147,7 @@ def test_no_framing_hides_a_second_request(inside: Agent, witness: Witness, case
         f"{GOOD}:22",
         f"{GOOD}:53",
         f"{BAD}:443",
-        f"{GOOD}",
+        f"{BAD}",
         f"http://{GOOD}/",
         f"{GOOD}:443/",
         f"[{GOOD}]:443",
@@ -142,15 +156,87 @@ def test_no_framing_hides_a_second_request(inside: Agent, witness: Witness, case
         f"{GOOD}:4294967739",
         ":443",
         "*:443",
-        f"{zone.v4(GOOD)}:443",
-        f"[{zone.v6(GOOD)}]:443",
-        f"[::ffff:{zone.v4(GOOD)}]:443",
+        f"{zone.v4('db.example.com')}:443",
+        f"[{zone.v6('db.example.com')}]:443",
+        f"[::ffff:{zone.v4('db.example.com')}]:443",
     ],
 )
 def test_a_tunnel_leads_where_a_rule_allows(inside: Agent, target: str) -> None:
-    """Other ports, other hosts, other spellings, the bare address of a permitted host: no tunnel."""
-    (answer,) = inside.call(requests.to_proxy, [[f"CONNECT {target} HTTP/1.1\r\nHost: {GOOD}:443\r\n\r\n"]])
+    """Other ports, other hosts, other spellings, bare addresses: no tunnel."""
+    request = f"CONNECT {target} HTTP/1.1\r\nHost: {GOOD}:443\r\n{AUTHORIZED}\r\n"
+    (answer,) = inside.call(requests.to_proxy, [[request]])
     assert answer.split(" ")[1] in {"400", "403"}
+
+
+@pytest.mark.bypass("http-connect-tricks")
+def test_an_address_stands_for_the_name_it_was_given_for(start_inside: Callable[..., Agent], witness: Witness) -> None:
+    """CONNECT to the address of a permitted host is one to that host, but only once the sandbox has looked it up."""
+    witness.permit(GOOD, zone.HTTP_PORT)
+    inside = start_inside("--allow-domain", GOOD)
+    address = zone.v4(GOOD)
+    tunnel = f"CONNECT {address}:80 HTTP/1.1\r\nHost: {address}\r\n{AUTHORIZED}\r\n"
+    (before,) = inside.call(requests.to_proxy, [[tunnel]])
+    assert before.startswith("HTTP/1.1 403")
+    inside.call(requests.resolved, [GOOD])
+    good, bad = (f"GET / HTTP/1.1\r\nHost: {host}\r\n{CLOSE}" for host in (GOOD, BAD))
+    first, second = inside.call(requests.to_proxy, [[tunnel, good], [tunnel, bad]])
+    assert first.startswith(OK)
+    assert OK in first.partition("\r\n\r\n")[2]
+    assert second.partition("\r\n\r\n")[2].startswith("HTTP/1.1 403")
+    assert [seen.what for seen in witness.arrived("http")] == [f"GET {GOOD}/"]
+
+
+@pytest.mark.bypass("session-token")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "",
+        f"Proxy-Authorization: Bearer {'0' * 64}\r\n",
+        "Proxy-Authorization: Bearer \r\n",
+        "Proxy-Authorization: Basic bm9ubzo=\r\n",
+        AUTHORIZED.replace("<token>", "<token>0"),
+        AUTHORIZED * 2,
+        AUTHORIZED.replace("Proxy-", ""),
+        "X-Nono-Token: <token>\r\n",
+    ],
+)
+def test_no_tunnel_and_no_request_without_the_token(inside: Agent, witness: Witness, fields: str) -> None:
+    """Missing, wrong, empty, one character more, twice, in another field: nothing of it arrives, or is looked up."""
+    asked = [f"CONNECT {GOOD}:80 HTTP/1.1\r\nHost: x\r\n{fields}\r\n"]
+    asked += [f"GET http://{GOOD}/ HTTP/1.1\r\nHost: x\r\n{fields}{CLOSE}"]
+    request = f"GET / HTTP/1.1\r\nHost: {GOOD}\r\n{CLOSE}"
+    answers = inside.call(requests.to_proxy, [[head + request] for head in asked] + [[head * 50] for head in asked])
+    assert all(answer.startswith("HTTP/1.1 407") and OK not in answer for answer in answers), answers
+    assert witness.arrived("http") == []
+
+
+@pytest.mark.bypass("session-token")
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("0501 00 0501000107000001 01bb", "05ff"),
+        ("050102 0100 00 050100010100000101bb", "05020101"),
+        ("050102 0104 6e6f6e6f 03 616263 0501", "05020101"),
+    ],
+)
+def test_no_tunnel_by_socks_without_the_token(inside: Agent, said: str, answer: str) -> None:
+    """With no password, an empty one and a wrong one."""
+    message = bytes.fromhex(said).decode("latin-1")
+    (met,) = inside.call(requests.to_proxy, [[message]])
+    assert met.encode("latin-1").hex() == answer
+
+
+@pytest.mark.bypass("session-token")
+def test_a_tunnel_by_socks(inside: Agent, witness: Witness) -> None:
+    """With the token a permitted host is reached, a denied one, a bare address and this machine are not."""
+    login = "\5\1\2\1\4nono\x40<token>"
+    request = f"GET / HTTP/1.1\r\nHost: {GOOD}\r\n{CLOSE}"
+    to = {host: f"\5\1\0\3{chr(len(host))}{host}\0\x50" for host in (GOOD, BAD, "127.0.0.1", "localhost", "metadata")}
+    good, *denied = inside.call(requests.to_proxy, [[login + wanted + request] for wanted in to.values()])
+    assert good.startswith("\5\2\1\0\5\0")
+    assert OK in good
+    assert {answer[:6] for answer in denied} == {"\5\2\1\0\5\2"}
+    assert [seen.what for seen in witness.arrived("http")] == [f"GET {GOOD}/"]
 
 
 @pytest.mark.bypass("http-connect-tricks")
@@ -169,10 +255,88 @@ def test_a_tunnel_is_no_way_to_another_host(inside: Agent, witness: Witness) -> 
 @pytest.mark.bypass("http-identity-header")
 def test_a_claim_to_be_somebody_else_changes_nothing(inside: Agent) -> None:
     """Who asks is known from the kernel: no header, user name or token makes a rule of another."""
-    claims = "Proxy-Authorization: Basic YWRtaW46YWRtaW4=\r\nX-Forwarded-For: 127.0.0.1\r\nX-Real-IP: ::1\r\n"
+    claims = "Authorization: Basic YWRtaW46YWRtaW4=\r\nX-Forwarded-For: 127.0.0.1\r\nX-Real-IP: ::1\r\n"
     for target in (f"{BAD}:443", "127.0.0.1:22"):
-        (answer,) = inside.call(requests.to_proxy, [[f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{claims}\r\n"]])
-        assert answer.startswith("HTTP/1.1 403")
+        request = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{claims}"
+        with_token, without = inside.call(requests.to_proxy, [[f"{request}{AUTHORIZED}\r\n"], [f"{request}\r\n"]])
+        assert with_token.startswith("HTTP/1.1 403")
+        assert without.startswith("HTTP/1.1 407")
+
+
+@pytest.mark.bypass("session-token")
+def test_the_token_stays_with_the_proxy(inside: Agent) -> None:
+    """No server sees it, whichever field it was in; it tells what it was sent."""
+    fields = f"{AUTHORIZED}X-Nono-Token: <token>\r\nX-Seen: yes\r\n{CLOSE}"
+    answers = inside.call(
+        requests.to_proxy,
+        [
+            [f"GET http://{GOOD}/ HTTP/1.1\r\nHost: x\r\n{fields}"],
+            [CONNECT, f"GET / HTTP/1.1\r\nHost: {GOOD}\r\n{fields}"],
+        ],
+    )
+    for answer in answers:
+        assert '"X-Seen": "yes"' in answer
+        assert "Authorization" not in answer
+        assert "Nono-Token" not in answer
+
+
+# --- paths
+
+PATHS = [
+    "/admin",
+    "/v1/../admin",
+    "/v1/%2e%2e/admin",
+    "/v1/%2E./admin",
+    "/v1/..%2fadmin",
+    "/v1/..%5cadmin",
+    "/v1/..\\admin",
+    "/v1/%252e%252e/admin",
+    "/v1/..;/admin",
+    "/v1/..;x=y/admin",
+    "/v1/x/../../admin",
+    "//admin",
+    "/./admin",
+    "/v1/%00/../../admin",
+    "/v1%",
+    "/V1/x",
+    "/v1x",
+]
+
+
+@pytest.mark.bypass("endpoint-paths")
+def test_no_spelling_of_a_path_takes_one_past_its_rule(start_inside: Callable[..., Agent], witness: Witness) -> None:
+    """Of a host that is permitted for /v1/** nothing else is asked, by whatever road; what is, is asked plainly."""
+    witness.permit(GOOD, zone.HTTP_PORT)
+    inside = start_inside("--allow-domain", f"http://{GOOD}/v1/**")
+    good = ["/v1/x", "/v1//y", "/admin/../v1/z?q=/../admin"]
+    paths = [*PATHS, *good]
+    heads = [f"GET {path} HTTP/1.1\r\nHost: {GOOD}\r\n{CLOSE}" for path in paths]
+    absolute = [f"GET http://{GOOD}{path} HTTP/1.1\r\nHost: {GOOD}\r\n{AUTHORIZED}{CLOSE}" for path in paths]
+    answers = inside.call(requests.to_server, GOOD, zone.HTTP_PORT, [[head] for head in heads])
+    answers += inside.call(requests.to_proxy, [[head] for head in absolute])
+    met = {path: {answer[:12] for answer in answers[at :: len(paths)]} for at, path in enumerate(paths)}
+    assert met == {path: {OK if path in good else "HTTP/1.1 403"} for path in paths}
+    seen = [f"GET {GOOD}{path}" for path in ("/v1/x", "/v1/y", "/v1/z?q=/../admin")]
+    assert [each.what for each in witness.arrived("http")] == seen * 2
+
+
+@pytest.mark.bypass("endpoint-paths")
+def test_no_tunnel_where_requests_are_judged(start_inside: Callable[..., Agent], witness: Witness) -> None:
+    """Neither TLS nor anything else that we could not read goes to such a host, redirected, by CONNECT or by SOCKS."""
+    witness.permit(GOOD, zone.HTTP_PORT)
+    inside = start_inside("--allow-domain", f"http://{GOOD}/v1/**")
+    for target in (f"{GOOD}:80", GOOD.upper() + ".:80", f"{GOOD}:443", f"{zone.v4(GOOD)}:80"):
+        request = f"CONNECT {target} HTTP/1.1\r\nHost: x\r\n{AUTHORIZED}\r\n"
+        (answer,) = inside.call(requests.to_proxy, [[request]])
+        assert answer.startswith("HTTP/1.1 403"), target
+    wanted = f"\5\1\2\1\4nono\x40<token>\5\1\0\3{chr(len(GOOD))}{GOOD}\0\x50"
+    (answer,) = inside.call(requests.to_proxy, [[wanted]])
+    assert answer.startswith("\5\2\1\0\5\2")
+    hello = hellos.records(hellos.message([hellos.server_name(GOOD.encode())]))
+    alert = inside.call(requests.hex_pieces, GOOD, zone.HTTP_PORT, [hello.hex()])
+    assert alert.encode("latin-1").hex() == "15030300020231"
+    assert inside.call(requests.hex_pieces, GOOD, zone.HTTP_PORT, [b"\0\0binary".hex()]) == "ECONNRESET"
+    assert witness.arrived("http") == []
 
 
 # --- HTTP that is not quite

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from attacks import requests
+from attacks.base import AUTHORIZED
 from kit import zone
 
 if TYPE_CHECKING:
@@ -86,7 +87,10 @@ def asked(host: str) -> list[list[str]]:
     """By CONNECT, and in absolute form."""
     raw = host.encode().decode("latin-1")
     target = raw if ":" in raw else f"{raw}:80"
-    return [[f"CONNECT {target} HTTP/1.1\r\nHost: x\r\n\r\n"], [f"GET http://{raw}/ HTTP/1.1\r\nHost: x\r\n{REST}"]]
+    return [
+        [f"CONNECT {target} HTTP/1.1\r\nHost: x\r\n{AUTHORIZED}\r\n"],
+        [f"GET http://{raw}/ HTTP/1.1\r\nHost: x\r\n{AUTHORIZED}{REST}"],
+    ]
 
 
 def statuses(inside: Agent, host: str) -> set[str]:
@@ -120,7 +124,8 @@ def test_a_name_that_looks_like_a_permitted_one_is_another(inside: Agent, host: 
 def test_a_dot_and_case_change_no_verdict(inside: Agent, witness: Witness) -> None:
     """A permitted name in another spelling is that name, and travels on in one spelling."""
     for host in ("one.example.com.", "ONE.Example.COM", "one.EXAMPLE.com."):
-        answers = inside.call(requests.to_proxy, [[f"GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n{REST}"]])
+        request = f"GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n{AUTHORIZED}{REST}"
+        answers = inside.call(requests.to_proxy, [[request]])
         assert [answer[:12] for answer in answers] == [OK]
     assert {seen.what for seen in witness.arrived("http")} == {"GET one.example.com/"}
 
@@ -190,7 +195,7 @@ def test_no_rule_permits_nothing(start_inside: Callable[..., Agent], witness: Wi
         "",
         ".example.com",
         "one.example.com/path",
-        "http://one.example.com",
+        "ftp://one.example.com",
     ],
 )
 def test_a_rule_with_two_readings_is_refused(world: World, witness: Witness, rule: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from attacks import streams
-from attacks.base import SECRET
+from attacks.base import AUTHORIZED, SECRET
 from kit import zone
 from kit.expect import missing
 from kit.sandboxes import eventually
@@ -88,7 +88,7 @@ def test_the_unspecified_address_is_the_sandboxs_own_loopback(inside: Agent) -> 
 @pytest.mark.parametrize("address", ["0.0.0.0", "[::]", "0.1.2.3", "[::ffff:0.0.0.0]"])
 def test_the_proxy_refuses_the_unspecified_address(inside: Agent, address: str) -> None:
     """Asked of the proxy it would be the machine's loopback."""
-    answers = inside.call(streams.to_listeners, f"CONNECT {address}:80 HTTP/1.1\r\nHost: {address}:80\r\n\r\n")
+    answers = inside.call(streams.to_listeners, f"CONNECT {address}:80 HTTP/1.1\r\nHost: x\r\n{AUTHORIZED}\r\n")
     assert any(" 403 " in answer for answer in answers.values())
     assert not any(" 200 " in answer for answer in answers.values())
 
@@ -184,7 +184,7 @@ def test_the_peer_is_the_one_that_was_asked_for(inside: Agent, address: str) -> 
 @pytest.mark.bypass("own-listeners")
 def test_our_own_listeners_are_an_explicit_proxy_and_a_resolver(inside: Agent) -> None:
     """Dialled by their own address they judge as ever: a request without a host to name gets nothing."""
-    answers = inside.call(streams.to_listeners, "GET / HTTP/1.1\r\nHost: one.example.com\r\n\r\n")
+    answers = inside.call(streams.to_listeners, f"GET / HTTP/1.1\r\nHost: one.example.com\r\n{AUTHORIZED}\r\n")
     assert len(answers) == 4, answers  # proxy and resolver, on both families
     assert not any(" 200 " in answer for answer in answers.values()), answers
 
@@ -201,7 +201,7 @@ def test_our_listeners_share_their_ports_with_nobody(inside: Agent) -> None:
 def test_the_proxy_does_not_dial_itself(inside: Agent) -> None:
     """CONNECT to its own port, to the namespace's own address, to loopback: refused, not looped."""
     for target in ("127.0.0.1:1", "[::1]:1", "198.18.0.1:1", "localhost:1", "[fd6e:6f6e:6f00::1]:1"):
-        answers = inside.call(streams.to_listeners, f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n")
+        answers = inside.call(streams.to_listeners, f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{AUTHORIZED}\r\n")
         assert sum(" 403 " in answer for answer in answers.values()) == 2, (target, answers)
 
 

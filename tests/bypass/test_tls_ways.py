@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from attacks import requests
+from attacks.base import AUTHORIZED
 from kit import hellos, zone
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def test_a_permitted_name_takes_nobody_to_another_address(inside: Agent, witness
 @pytest.mark.bypass("forged-server-name")
 def test_a_name_and_an_address_must_both_be_permitted(inside: Agent) -> None:
     """A denied server name behind a permitted name's address, and by CONNECT to a permitted host."""
-    outer = "CONNECT one.example.com:443 HTTP/1.1\r\nHost: one.example.com:443\r\n\r\n"
+    outer = f"CONNECT one.example.com:443 HTTP/1.1\r\nHost: one.example.com:443\r\n{AUTHORIZED}\r\n"
     hello = hellos.records(_hello("other.example.net")).decode("latin-1")
     assert not _answered(inside.call(requests.hex_pieces, "one.example.com", 443, [hello.encode("latin-1").hex()]))
     (answer,) = inside.call(requests.to_proxy, [[outer, hello]])
@@ -69,7 +70,8 @@ def test_tls_without_a_name_is_judged_by_its_address(inside: Agent) -> None:
     ):
         hello = hellos.records(hellos.message([*extensions, *_MODERN]))
         assert not _answered(inside.call(requests.hex_pieces, ELSEWHERE, 443, [hello.hex()]))
-    (answer,) = inside.call(requests.to_proxy, [[f"CONNECT {ELSEWHERE}:443 HTTP/1.1\r\nHost: {ELSEWHERE}:443\r\n\r\n"]])
+    request = f"CONNECT {ELSEWHERE}:443 HTTP/1.1\r\nHost: {ELSEWHERE}:443\r\n{AUTHORIZED}\r\n"
+    (answer,) = inside.call(requests.to_proxy, [[request]])
     assert answer.startswith("HTTP/1.1 403")
 
 
@@ -129,7 +131,8 @@ def test_dns_over_tls_is_no_way(inside: Agent, port: int) -> None:
 )
 def test_dns_over_https_is_a_host_like_any_other(inside: Agent, name: str) -> None:
     """By name, and by the resolver's well-known address."""
-    (answer,) = inside.call(requests.to_proxy, [[f"CONNECT {name}:443 HTTP/1.1\r\nHost: {name}:443\r\n\r\n"]])
+    request = f"CONNECT {name}:443 HTTP/1.1\r\nHost: {name}:443\r\n{AUTHORIZED}\r\n"
+    (answer,) = inside.call(requests.to_proxy, [[request]])
     assert answer.startswith("HTTP/1.1 403")
     for address in ("8.8.8.8", "1.1.1.1", "9.9.9.9"):
         secure = inside.call(requests.over_tls, address, 443, name, "GET /dns-query HTTP/1.0\r\n\r\n")

@@ -24,7 +24,8 @@ from fuzz.http1_reading import (
 from fuzz.prefixes import check_cuts
 
 from nono_ebpf.errors import ClientProtocolError
-from nono_ebpf.relay.http import Redirected, addressed_to_proxy
+from nono_ebpf.relay.explicit import addressed_to_proxy
+from nono_ebpf.relay.http import Redirected
 from nono_ebpf.wire import http1
 
 if TYPE_CHECKING:

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Protocol, cast
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-NAMES = ("client_hello", "http1_request", "http1_response", "first_bytes", "dns_message", "profile", "host_rules")
+NAMES = (
+    "client_hello",
+    "http1_request",
+    "http1_response",
+    "first_bytes",
+    "socks5",
+    "upstream_response",
+    "dns_message",
+    "profile",
+    "host_rules",
+)
 CORPUS = Path(__file__).with_name("corpus")
 
 

@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +29,9 @@ UNREAD, UNREAD_BYTES = 64, 4 << 20
 RESOLVER_TRIES = 10
 PAUSE_S, AT_ONCE = 0.1, 64  # the flood leaves the machine itself some time
 PATIENCE_S = 40
-PROXY = ("127.0.0.1", int(os.environ.get("http_proxy", ":0").rstrip("/").rpartition(":")[2]))
+URL = urlsplit(os.environ.get("http_proxy", "http://127.0.0.1:0"))
+PROXY = ("127.0.0.1", URL.port or 0)
+AUTHORIZED = f"Proxy-Authorization: Bearer {URL.password}\r\n"
 HELLO = bytes.fromhex("1603010200010001fc0303") + bytes(512)
 
 
@@ -94,7 +97,12 @@ def idle_clients_of_the_proxy(_: str) -> None:
 
 def idle_tunnels(_: str) -> None:
     """Connections to the proxy itself, each with an answer before it falls silent."""
-    Held(HELD, PROXY, once(f"CONNECT {VICTIM}:80 HTTP/1.1\r\nHost: {VICTIM}\r\n\r\n")).go_on()
+    Held(HELD, PROXY, once(f"CONNECT {VICTIM}:80 HTTP/1.1\r\nHost: {VICTIM}\r\n{AUTHORIZED}\r\n")).go_on()
+
+
+def half_handshakes(_: str) -> None:
+    """SOCKS5 clients with a list of methods that goes on and on; they wait for the password next."""
+    Held(SLOW, PROXY, lambda sock, turn: sock.send(b"\2" if turn else b"\5\xff")).go_on()
 
 
 def slow_heads(victim: str) -> None:

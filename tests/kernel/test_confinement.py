@@ -632,4 +632,4 @@ def test_the_proxy_runs_with_nothing() -> None:
     assert limits["Max core file size"][:2] == ["0", "0"]
     assert limits["Max processes"][:2] == ["64", "64"]
     assert int(limits["Max data size"][1]) <= 1 << 30
-    assert int(limits["Max open files"][1]) <= 32768
+    assert int(limits["Max open files"][1]) <= 40960

@@ -11,6 +11,7 @@ the audit log is a list, and both ends of every connection are `Peer`s in the te
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import socket
 import struct
@@ -23,18 +24,23 @@ import uvloop
 
 from nono_ebpf.errors import UpstreamError
 from nono_ebpf.model import Endpoint, FlowOrigin, IPAddress, Process, ResolvedAddress
-from nono_ebpf.policy.rules import HostRules, Policy, parse_allow_rule, parse_deny_rule
+from nono_ebpf.policy.endpoints import parse_endpoint_rule
+from nono_ebpf.policy.rules import HostRules, Policy, Rule, parse_allow_rule, parse_deny_rule
 from nono_ebpf.relay.limits import Limits
 from nono_ebpf.relay.listener import Relay
+from nono_ebpf.session_token import Token
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     from nono_ebpf.audit.record import Record
 
 LOOPBACK = ip_address("127.0.0.1")
 PROCESS = Process(pid=4242, comm="script", uid=1000, cgroup_id=77)
+# What an explicit client of the proxy shows, and the field in which it does.
+TOKEN = "0123456789abcdef" * 4
+AUTHORIZED = f"Proxy-Authorization: Basic {base64.b64encode(f'nono:{TOKEN}'.encode()).decode()}\r\n"
 # What this sandbox was given for the names of a script: never dialled, so any address will do.
 FIRST_GIVEN = int(ip_address("198.18.0.2"))
 # No deadline ends before the script's own: a test goes on when something happens, not when time has passed.
@@ -108,6 +114,11 @@ class Peer:
         self.sock.close()
 
 
+def to_proxy(line: str, fields: str = AUTHORIZED) -> bytes:
+    """The head of an explicit client's request; its Host says nothing."""
+    return f"{line} HTTP/1.1\r\nHost: x\r\n{fields}\r\n".encode("latin-1")
+
+
 def listen() -> socket.socket:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
@@ -118,11 +129,18 @@ class Relaying:
     """The relay and what surrounds it.
 
     `names` are permitted on the one upstream's port, and their address is loopback. `allow` may say
-    `{port}` for that port. `lookups` are the names the resolver was asked for.
+    `{port}` for that port. Hosts in `endpoints` are permitted there for requests like "GET /v1/**", those in `managed`
+    need the credential of that name. `lookups` are the names the resolver was asked for.
     """
 
     def __init__(
-        self, *names: str, allow: tuple[str, ...] = (), deny: tuple[str, ...] = (), limits: Limits = LIMITS
+        self,
+        *names: str,
+        allow: tuple[str, ...] = (),
+        deny: tuple[str, ...] = (),
+        endpoints: Mapping[str, tuple[str, ...]] | None = None,
+        managed: Mapping[str, str] | None = None,
+        limits: Limits = LIMITS,
     ) -> None:
         self.upstream, self._listener = listen(), listen()
         self.port: int = self.upstream.getsockname()[1]
@@ -132,15 +150,23 @@ class Relaying:
         self.origins: dict[int, FlowOrigin] = {}
         self.lookups: list[str] = []
         self.records: list[Record] = []
-        for name in names:
+        for name in (*names, *(endpoints or ()), *(managed or ())):
             self.host(name)
         rules = [f"{name}:{self.port}" for name in names] + [text.format(port=self.port) for text in allow]
+        allowed = [parse_allow_rule(text, "test") for text in rules]
+        allowed += [self._judged(name, requests) for name, requests in (endpoints or {}).items()]
+        ports = frozenset({self.port})
         self.policy = Policy(
-            HostRules(parse_allow_rule(text, "test") for text in rules),
+            HostRules(allowed),
             HostRules(parse_deny_rule(text, "test") for text in deny),
+            HostRules(Rule(name, ports, service, "test", names_port=True) for name, service in (managed or {}).items()),
         )
-        self.relay = Relay(self.policy, self, self, self, self, limits, [self.own])
+        self.relay = Relay(self.policy, self, self, self, self, limits, [self.own], Token(TOKEN))
         self._open: list[Peer] = []
+
+    def _judged(self, name: str, requests: tuple[str, ...]) -> Rule:
+        rules = tuple(parse_endpoint_rule(*request.split(" "), "test") for request in requests)
+        return parse_allow_rule(f"{name}:{self.port}", "test", endpoints=rules)
 
     def host(self, name: str, *addresses: ResolvedAddress) -> None:
         """Let `name` have `addresses` (loopback, pinned by the operator) and this sandbox know it."""
@@ -174,6 +200,10 @@ class Relaying:
     async def connect_to_proxy(self) -> Peer:
         """A client that knows of the proxy."""
         return await self._connect(FlowOrigin(self.own, PROCESS))
+
+    def expect_proxy_client(self, source_port: int) -> None:
+        """Somebody else's client, which will connect to the proxy from that port."""
+        self.origins[source_port] = FlowOrigin(self.own, PROCESS)
 
     async def connect_unknown(self) -> Peer:
         """A connection that the kernel has no record of."""

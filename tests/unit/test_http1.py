@@ -8,6 +8,7 @@ from nono_ebpf.authority import Authority
 from nono_ebpf.errors import ClientProtocolError, UpstreamError
 from nono_ebpf.wire import NEED_MORE, http1
 from nono_ebpf.wire.http1 import RequestHead, ResponseHead
+from nono_ebpf.wire.sniff import MAX_FIRST_LINE_BYTES
 
 REQUEST = b"GET /p?q HTTP/1.1\r\nHost: a.test\r\nX-A:\t one two \r\nX-A:\r\n\r\n"
 PARSED = RequestHead("GET", "/p?q", "1.1", ((b"Host", b"a.test"), (b"X-A", b"one two"), (b"X-A", b"")))
@@ -101,6 +102,29 @@ class TestHeads:
         with pytest.raises(ClientProtocolError) as caught:
             http1.parse_request_head(b"GET / HTTP/1.1\r\nX: " + b"x" * http1.MAX_HEAD_BYTES)
         assert caught.value.status == 431
+
+    @pytest.mark.parametrize("more", [b"", b" HTTP/1.1\r\nHost: a\r\n\r\n"])
+    def test_bound_of_the_request_line(self, more: bytes) -> None:
+        """A request line over its own bound is 414, whatever comes behind it."""
+        with pytest.raises(ClientProtocolError) as caught:
+            http1.parse_request_head(b"GET /" + b"x" * MAX_FIRST_LINE_BYTES + more)
+        assert caught.value.status == 414
+
+    @pytest.mark.parametrize(
+        "lines",
+        [
+            "Proxy-Authorization : Basic s3cret",
+            "Proxy-Authorization:\r\n Basic s3cret",
+            "Proxy-Authorization:\r\n\tBasic: s3cret",
+            "Proxy-Authorization: Basic s3cret\0",
+            "s3cret",
+        ],
+    )
+    def test_a_malformed_field_is_not_repeated(self, lines: str) -> None:
+        """What is said about a bad line never has its value: it may be a secret."""
+        with pytest.raises(ClientProtocolError) as caught:
+            http1.parse_request_head(f"GET / HTTP/1.1\r\nHost: a\r\n{lines}\r\n\r\n".encode())
+        assert "s3cret" not in str(caught.value)
 
     def test_bare_line_feeds_are_told_before_the_deadline(self) -> None:
         """A head that ends in LF LF will never end in CRLF CRLF."""
@@ -282,17 +306,44 @@ class TestTargets:
         """Scheme, authority and what is left for the origin."""
         assert http1.split_absolute_form(target) == expected
 
-    def test_connect(self) -> None:
-        """CONNECT names a host and a port, and has no body."""
-        assert http1.connect_authority(request(line="CONNECT A.test:443 HTTP/1.1")) == Authority("a.test", 443)
-        for line, *more in (
-            ["CONNECT a.test HTTP/1.1"],
-            ["CONNECT http://a.test:1 HTTP/1.1"],
-            ["CONNECT a.test:443 HTTP/1.1", "Content-Length: 1"],
-            ["CONNECT a.test:443 HTTP/1.1", "Transfer-Encoding: chunked"],
-        ):
-            with pytest.raises(ClientProtocolError):
-                http1.connect_authority(request(*more, line=line))
+    @pytest.mark.parametrize(
+        ("target", "expected"),
+        [
+            pytest.param("API.OpenAI.com", "api.openai.com:443", id="C1"),
+            pytest.param("api.openai.com:8443", "api.openai.com:8443", id="C2"),
+            pytest.param("[::1]", "[::1]:443", id="C3"),
+            pytest.param("[::1]:8443", "[::1]:8443", id="C3-port"),
+            pytest.param("[0:0:0:0:0:0:0:1]", "[::1]:443", id="C3-canonical"),
+            pytest.param("[::ffff:203.0.113.7]:443", "203.0.113.7:443", id="mapped"),
+            pytest.param("example.com", "example.com:443", id="C8"),
+            pytest.param("internal:8443", "internal:8443", id="C8-port"),
+            pytest.param("example.com.:443", "example.com:443", id="dot"),
+        ],
+    )
+    def test_connect(self, target: str, expected: str) -> None:
+        """CONNECT names a host, which has one spelling, and a port, which is that of https when it is left out."""
+        assert str(http1.connect_authority(request(line=f"CONNECT {target} HTTP/1.1"))) == expected
+
+    @pytest.mark.parametrize(
+        ("target", "field"),
+        [
+            pytest.param("/", "", id="C9"),
+            ("http://a.test:1", ""),
+            ("a.test:", ""),
+            ("a.test:0", ""),
+            ("a.test:abc", ""),
+            ("::1:443", ""),
+            ("[::1", ""),
+            ("[::1]443", ""),
+            ("a.test:443", "Content-Length: 1"),
+            ("a.test:443", "Transfer-Encoding: chunked"),
+        ],
+    )
+    def test_connect_that_is_none(self, target: str, field: str) -> None:
+        """Anything but host and port, and any body, is malformed."""
+        with pytest.raises(ClientProtocolError) as caught:
+            http1.connect_authority(request(*filter(None, [field]), line=f"CONNECT {target} HTTP/1.1"))
+        assert caught.value.status == 400
 
 
 class TestWebSocket:

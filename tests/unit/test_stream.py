@@ -11,10 +11,10 @@ from ipaddress import ip_address
 
 import pytest
 import uvloop
-from kit.relaying import PROCESS, Relaying, Run, run
+from kit.relaying import PROCESS, Relaying, Run, run, to_proxy
 
 from nono_ebpf.model import Endpoint, FlowOrigin
-from nono_ebpf.relay.stream import Stream, activity_of, tune
+from nono_ebpf.relay.stream import Stream, activity_of, connect, first_readable, tune
 
 __all__ = ["run"]
 
@@ -79,6 +79,76 @@ def test_the_kernel_knows_who_was_answered() -> None:
     assert not activity_of(ours).answered
 
 
+def test_the_first_to_speak(run: Run) -> None:
+    """Whoever can be read, of two the one named first; an end counts as well; a deadline if nobody can."""
+
+    async def script() -> None:
+        (one, ours), (two, ours_too) = pair(), pair()
+        with closing(one), closing(two), closing(ours), closing(ours_too):
+            waiting = asyncio.ensure_future(first_readable(ours, ours_too, deadline_s=PATIENCE_S))
+            await asyncio.sleep(0.01)
+            two.sendall(b"x")
+            assert await waiting is ours_too
+            assert await first_readable(ours, ours_too) is ours_too
+            one.shutdown(socket.SHUT_WR)
+            assert await first_readable(ours, ours_too) is ours
+            assert await first_readable(ours_too, ours) is ours_too
+            ours_too.recv(1)
+            with pytest.raises(TimeoutError):
+                await first_readable(ours_too, deadline_s=0.01)
+
+    run(script())
+
+
+def test_a_read_has_one_deadline(run: Run) -> None:
+    """It passes although other flows go on, and leaves a stream that can be read later."""
+
+    async def script() -> None:
+        theirs, ours = pair()
+        with closing(theirs), closing(ours):
+            stream = Stream(ours)
+            with pytest.raises(TimeoutError):
+                await stream.fill(0.01)
+            theirs.sendall(b"late")
+            assert await stream.fill(PATIENCE_S)
+            assert stream.take_unread() == b"late"
+
+    run(script())
+
+
+def test_urgent_data_is_read_in_its_place(run: Run) -> None:
+    """What a client marks as urgent is part of what it says."""
+
+    async def script() -> None:
+        theirs, ours = pair()
+        with closing(theirs), closing(ours):
+            stream = Stream(ours)
+            theirs.send(b"GET /a", socket.MSG_OOB)
+            theirs.send(b"b ")
+            while len(stream.unread) < 8:
+                assert await stream.fill(PATIENCE_S)
+            assert stream.take_unread() == b"GET /ab "
+
+    run(script())
+
+
+def test_connecting(run: Run) -> None:
+    """To a literal address of either family; a failure is the kernel's."""
+
+    async def script() -> None:
+        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            with socket.create_server((address, 0), family=family) as listener:
+                port = listener.getsockname()[1]
+                with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+                    await connect(sock, address, port)
+                    assert sock.getpeername()[:2] == (address, port)
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            with closing(sock), pytest.raises(ConnectionRefusedError):
+                await connect(sock, address, port)
+
+    run(script())
+
+
 def _serve_for_ever(it: Relaying, factory: object) -> None:
     try:
         with asyncio.Runner(loop_factory=factory) as runner:  # type: ignore[arg-type]
@@ -125,7 +195,7 @@ def test_a_refusal_arrives_whole(run: Run) -> None:
     async def script() -> None:
         async with Relaying("a.test") as it:
             client = await it.connect_to_proxy()
-            await client.send(b"CONNECT b.test:443 HTTP/1.1\r\nHost: b.test:443\r\n\r\n" + bytes(100_000))
+            await client.send(to_proxy("CONNECT b.test:443") + bytes(100_000))
             answer = await client.receive_until(b"}\n")
             assert answer.startswith(b"HTTP/1.1 403 ")
             client.finish()

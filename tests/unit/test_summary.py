@@ -78,3 +78,20 @@ def test_a_denial_without_process_or_reason_still_shows() -> None:
     record.original_destination = "192.0.2.1:53"
     summary.add(record)
     assert summary.render() == ["nono-ebpf: 1 denied", "  192.0.2.1:53    denied"]
+
+
+def challenge(pid: int, outcome: str) -> Record:
+    record = denial("api.example.com", comm="java", pid=pid)
+    record.reason, record.auth_outcome = "the session token is missing", outcome
+    record.decision = "deny" if outcome == "failed" else "allow"
+    return record
+
+
+def test_a_client_that_waits_to_be_asked_was_not_denied() -> None:
+    """Only who never showed the token is told about."""
+    summary = Summary()
+    for pid, outcome in ((1, "failed"), (2, "failed"), (1, "succeeded")):
+        summary.add(challenge(pid, outcome))
+    first, line = summary.render()
+    assert first == "nono-ebpf: 1 denied"
+    assert "(pid 2)" in line

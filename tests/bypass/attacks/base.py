@@ -15,6 +15,7 @@ import socket
 import struct
 import tempfile
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 # Of one connection; a guest without hardware virtualisation is 10 to 25 times slower than this machine.
 PATIENCE_S = 60
 SECRET = b"s3cret"
+# The field by which a request to the proxy shows the session token. Only inside is it known: `shown` puts it in.
+AUTHORIZED = "Proxy-Authorization: Bearer <token>\r\n"
 DONE = "done"
 LIBC = ctypes.CDLL(None, use_errno=True)
 # x86-64 and arm64 share the numbers from 424 on; below, each has its own.
@@ -35,6 +38,11 @@ _NUMBERS = {
                 "add_key": 217, "keyctl": 219, "socket": 198, "ptrace": 117, "mq_open": 180, "clone3": 435,
                 "pidfd_open": 434, "pidfd_getfd": 438, "pidfd_send_signal": 424, "setns": 268, "sendmmsg": 269},
 }  # fmt: skip
+
+
+def shown(request: str) -> str:
+    """`request`, showing the token of the sandbox we are in."""
+    return request.replace("<token>", urlsplit(os.environ["HTTP_PROXY"]).password or "")
 
 
 def number(call: str) -> int:

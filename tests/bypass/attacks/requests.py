@@ -9,15 +9,16 @@ import ssl
 import time
 from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
-from attacks.base import PATIENCE_S
+from attacks.base import PATIENCE_S, shown
 
 
 @cache
 def proxy() -> tuple[str, int]:
     """Where the proxy listens, from the variables that every client gets."""
-    host, _, port = os.environ["HTTP_PROXY"].removeprefix("http://").rpartition(":")
-    return host, int(port)
+    url = urlsplit(os.environ["HTTP_PROXY"])
+    return url.hostname or "", url.port or 0
 
 
 def read_all(opened: Any) -> str:
@@ -47,7 +48,7 @@ def spoken(target: tuple[str, int], pieces: list[str]) -> str:
 
 def to_proxy(requests: list[list[str]]) -> list[str]:
     """The proxy's answer to each request (its pieces)."""
-    return [spoken(proxy(), pieces) for pieces in requests]
+    return [spoken(proxy(), [shown(piece) for piece in pieces]) for pieces in requests]
 
 
 def to_server(host: str, port: int, requests: list[list[str]]) -> list[str]:

@@ -13,8 +13,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from attacks.base import (
+    AUTHORIZED,
     DONE,
     LIBC,
     PATIENCE_S,
@@ -23,6 +25,7 @@ from attacks.base import (
     failure,
     family_of,
     raw_connect,
+    shown,
     sockaddr_in,
     stream,
     told,
@@ -306,7 +309,7 @@ def to_listeners(payload: str) -> dict[str, str]:
                 try:
                     with stream(local) as opened:
                         opened.connect((local, port))
-                        found[f"{local} {port}"] = converse(opened, payload.encode("latin-1"))
+                        found[f"{local} {port}"] = converse(opened, shown(payload).encode("latin-1"))
                 except OSError as error:
                     found[f"{local} {port}"] = str(error)
     return found
@@ -405,8 +408,8 @@ def migrated(permitted: str, permitted_port: int, denied: str, denied_port: int)
     for name, (opened, address, port) in made.items():
         found[name] = _spoken(opened, address, port)
         found[name.replace("old", "new")] = _spoken(stream(address), address, port)
-    own = int(os.environ["HTTP_PROXY"].rpartition(":")[2])
-    request = f"CONNECT {permitted}:{permitted_port} HTTP/1.1\r\nHost: {permitted}\r\n\r\n"
+    own = urlsplit(os.environ["HTTP_PROXY"]).port or 0
+    request = shown(f"CONNECT {permitted}:{permitted_port} HTTP/1.1\r\nHost: {permitted}\r\n{AUTHORIZED}\r\n")
     found["new, proxy"] = _spoken(stream("127.0.0.1"), "127.0.0.1", own, request.encode())
     return found
 
@@ -422,7 +425,7 @@ def _spoken(opened: socket.socket, address: str, port: int, data: bytes = SECRET
 
 def usurp(address: str, port: int) -> dict[str, Any]:
     """Take the port of the proxy, wait for others' connections; and connect."""
-    own = int(os.environ["HTTP_PROXY"].rpartition(":")[2])
+    own = urlsplit(os.environ["HTTP_PROXY"]).port or 0
     with socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound_to = told(server.bind, ("127.0.0.1", own))
