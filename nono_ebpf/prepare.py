@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from nono_ebpf.config.load import Settings
+    from nono_ebpf.config.settings import Settings
     from nono_ebpf.credentials.sources import Secret
     from nono_ebpf.policy.rules import Rule
 

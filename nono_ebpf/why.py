@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
-    from nono_ebpf.config.load import Settings
+    from nono_ebpf.config.settings import Settings
     from nono_ebpf.policy.rules import Policy, Rule
 
 DEFAULT_PORT, _PORT_MAX = 443, 65535

@@ -9,10 +9,11 @@ import shlex
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from nono_ebpf.config.compile import Compiler, Ports, Route
+from nono_ebpf.config.compile import Compiler
 from nono_ebpf.config.environment import from_environment
 from nono_ebpf.config.extends import Library
 from nono_ebpf.config.options import FROM_ENVIRONMENT, Overrides, merged_with
+from nono_ebpf.config.settings import Settings
 from nono_ebpf.config.validate import ignored_keys
 from nono_ebpf.config.warn import warnings
 from nono_ebpf.errors import ConfigError
@@ -22,30 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from nono_ebpf.config.extends import Read
-    from nono_ebpf.config.merge import Merged, Sourced
-    from nono_ebpf.config.no_proxy import NoProxy
-    from nono_ebpf.config.schema import TlsIntercept
+    from nono_ebpf.config.merge import Merged
     from nono_ebpf.policy.upstream_proxy import UpstreamProxy
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What profiles and options say about the network. `warnings` are lines for whoever wrote them.
-
-    `upstream_auth` is a reference. `routes` are the credentials in use: shapes, without a secret. `no_proxy` is for
-    clients, and decides nothing.
-    """
-
-    policy: Policy
-    no_proxy: NoProxy
-    upstream_auth: Sourced[str] | None = None
-    open_ports: Ports = ()
-    listen_ports: Ports = ()
-    connect_ports: Ports = ()
-    allow_http2: bool = False
-    tls_intercept: TlsIntercept | None = None
-    routes: tuple[Route, ...] = ()
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

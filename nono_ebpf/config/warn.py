@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from nono_ebpf.config.compile import Route
-    from nono_ebpf.config.load import Settings
     from nono_ebpf.config.merge import Merged
+    from nono_ebpf.config.settings import Settings
     from nono_ebpf.config.validate import Document
 
 

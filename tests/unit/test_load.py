@@ -9,7 +9,7 @@ import pytest
 
 from nono_ebpf.authority import host_address
 from nono_ebpf.config.compile import numbers
-from nono_ebpf.config.load import Settings, examine, settings
+from nono_ebpf.config.load import examine, settings
 from nono_ebpf.config.options import Overrides
 from nono_ebpf.config.presets import network_policy, presets
 from nono_ebpf.config.transfer import dump_policy, restore_policy
@@ -19,6 +19,7 @@ from nono_ebpf.policy.decide import Ask, Denial, DenialCategory, Permit, decide
 from nono_ebpf.policy.endpoints import EndpointRule, Request
 
 if TYPE_CHECKING:
+    from nono_ebpf.config.settings import Settings
     from nono_ebpf.policy.rules import Policy
 
 PRESETS = [

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nono_ebpf.config.load import Settings, examine, settings
+from nono_ebpf.config.load import examine, settings
 from nono_ebpf.config.options import Overrides
 from nono_ebpf.config.references import check_reference, check_variable
 from nono_ebpf.config.upstreams import parse_upstream
@@ -15,6 +15,9 @@ from nono_ebpf.errors import ConfigError
 from nono_ebpf.model import Identity, ResolvedAddress
 from nono_ebpf.policy.decide import Ask, Denial, DenialCategory, decide
 from nono_ebpf.policy.endpoints import Request
+
+if TYPE_CHECKING:
+    from nono_ebpf.config.settings import Settings
 
 
 def load(profile: dict[str, Any]) -> Settings:

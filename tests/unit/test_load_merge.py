@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nono_ebpf.config.load import Findings, Settings, examine, settings
+from nono_ebpf.config.load import Findings, examine, settings
 from nono_ebpf.config.merge import Domain, Sourced, merge, of_document
 from nono_ebpf.config.options import Overrides
 from nono_ebpf.config.schema import Endpoint
 from nono_ebpf.config.validate import examine as examine_text
 from nono_ebpf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nono_ebpf.config.settings import Settings
 
 HOME = "/home/a"
 ACCOUNT = f"{HOME}/.config/nono/profiles"

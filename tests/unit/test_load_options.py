@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from nono_ebpf.cli import build_parser
 from nono_ebpf.config.environment import from_environment
-from nono_ebpf.config.load import Settings, settings
+from nono_ebpf.config.load import settings
 from nono_ebpf.config.merge import Sourced
 from nono_ebpf.config.options import Overrides, parse_allowed
 from nono_ebpf.config.schema import Endpoint
 from nono_ebpf.errors import ConfigError
 from nono_ebpf.policy.upstream_proxy import Bypass
+
+if TYPE_CHECKING:
+    from nono_ebpf.config.settings import Settings
 
 PROFILE = b"""{"network": {"upstream_proxy": "profile.corp:3128", "upstream_bypass": ["a.corp"],
 "upstream_auth": "env://FROM_PROFILE"}}"""
