@@ -7,11 +7,13 @@ import importlib.util
 import os
 import stat
 from contextlib import nullcontext
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nono_ebpf import run as supervisor
+from nono_ebpf.audit.record import printable
 from nono_ebpf.authority import canonical_host
 from nono_ebpf.config import load, transfer
 from nono_ebpf.config.compile import numbers
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from nono_ebpf.credentials.sources import Secret
     from nono_ebpf.policy.rules import Rule
 
+_LINE_MAX = 4096  # characters of what is shown; a rule with many endpoints is long
+
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """`nono-ebpf run`. Raises what `cli` turns into a line and an exit status."""
@@ -44,10 +48,12 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     streams.check()
     user = find_user(options.user)
     environment, umask = _surroundings(options, user)
+    if not options.no_proxy_env:
+        for name in ("ALL_PROXY", "all_proxy"):  # another proxy than ours, to the clients that read it
+            environment.pop(name, None)
     settings = _settings(options, user, environment)
     installation.check(user)
-    found = _view(options, user)
-    secret = _upstream_secret(settings, user, environment)
+    found, secret = _upstream_secret(settings, user, environment, _view(options, user))
     upstream = settings.policy.upstream_proxy
     request = supervisor.Request(
         command=Command(argv, environment, umask),
@@ -113,20 +119,23 @@ def _settings(options: argparse.Namespace, user: User, environment: Mapping[str,
     return load.settings(Overrides.of(options), read, home=user.home, environment=environment)
 
 
-def _upstream_secret(settings: Settings, user: User, environment: dict[str, str]) -> Secret | None:
-    """What the upstream proxy wants to see; where it was in `environment`, it no longer is: that is the command's."""
+def _upstream_secret(
+    settings: Settings, user: User, environment: dict[str, str], found: view.View
+) -> tuple[view.View, Secret | None]:
+    """What the upstream proxy wants to see, and the view without it: the command has it neither in a variable, which is
+    taken out of `environment`, nor in a file.
+    """
     if settings.upstream_auth is None:
-        return None
+        return found, None
     where = settings.upstream_auth.source
-    if settings.policy.upstream_proxy is None:
-        raise ConfigError(where, "there is no upstream proxy to use it for", hint="name one with --upstream-proxy")
     reference = sources.parse_reference(settings.upstream_auth.value, where)
     secret = sources.load(reference, environment, _rights(user), where)
-    if isinstance(reference, sources.FromEnvironment):
-        del environment[reference.name]
     if b":" not in secret.value:
         raise ConfigError(where, "what it refers to is not USER:PASSWORD")
-    return secret
+    if isinstance(reference, sources.FromFile):
+        return replace(found, hidden=(*found.hidden, Path(os.path.realpath(reference.path)))), secret
+    del environment[reference.name]
+    return found, secret
 
 
 def _rights(user: User) -> AbstractContextManager[None]:
@@ -264,13 +273,13 @@ def _show(request: supervisor.Request, settings: Settings) -> int:
         f"user      {request.view.user.name} (uid {request.view.user.uid})",
         *(f"allow     {_shown(rule)}  ({rule.source})" for rule in policy.allow.rules),
         *(f"deny      {rule.text}  ({rule.source})" for rule in policy.deny.rules),
-        *(f"refuse    {rule.pattern}, the upstream of a credential  ({rule.source})" for rule in policy.managed.rules),
+        *(f"refuse    {rule.pattern}, for credential {rule.text}  ({rule.source})" for rule in policy.managed.rules),
         *([f"through   {policy.upstream_proxy}"] if policy.upstream_proxy else []),
         *(f"resolve   {name} {' '.join(addresses)}" for name, addresses in request.pinned.items()),
         *(f"hide      {path}" for path in masked),
         *(f"show      {path}" for path in request.view.allowed),
     ]
-    print("\n".join(lines))  # noqa: T201  # this is the output
+    print("\n".join(printable(line, _LINE_MAX) for line in lines))  # noqa: T201  # this is the output
     return 0
 
 

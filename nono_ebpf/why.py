@@ -14,11 +14,12 @@ from nono_ebpf.authority import Authority, canonical_host, host_address, split_p
 from nono_ebpf.config import load
 from nono_ebpf.config.options import Overrides
 from nono_ebpf.dns.resolver import HostResolver
-from nono_ebpf.errors import ConfigError, UpstreamError
+from nono_ebpf.errors import ClientProtocolError, ConfigError, UpstreamError
 from nono_ebpf.model import Identity
 from nono_ebpf.policy.decide import Ask, Denial, DenialCategory, Permit, Resolve, decide
 from nono_ebpf.policy.endpoints import Request
 from nono_ebpf.prepare import parse_pinned
+from nono_ebpf.wire import NEED_MORE, http1
 
 if TYPE_CHECKING:
     import argparse
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from nono_ebpf.config.settings import Settings
     from nono_ebpf.policy.rules import Policy, Rule
 
-DEFAULT_PORT, _PORT_MAX = 443, 65535
+DEFAULT_PORT, PLAIN_HTTP_PORT, _PORT_MAX = 443, 80, 65535
 ALLOWED, DENIED = 0, 1
 
 
@@ -37,9 +38,10 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         ConfigError, InvalidAuthority: the question or the rules make no sense.
     """
-    asked = _authority(options.host, options.port)
+    request = _request(options.method, options.path)
+    asked = _authority(options.host, options.port, DEFAULT_PORT if request is None else PLAIN_HTTP_PORT)
     identity = Identity.DNS if host_address(asked.host) is None else Identity.ADDRESS
-    ask = Ask(asked.host, asked.port, identity, request=_request(options.method, options.path))
+    ask = Ask(asked.host, asked.port, identity, request=request)
     settings = _settings(options)
     policy = settings.policy
     for warning in settings.warnings:
@@ -54,13 +56,13 @@ def main(options: argparse.Namespace) -> int:
     return ALLOWED if isinstance(verdict, Permit) else DENIED
 
 
-def _authority(text: str, port: int | None) -> Authority:
+def _authority(text: str, port: int | None, default_port: int) -> Authority:
     host, written = split_port(text)
     if written is not None and port is not None and written != port:
         raise ConfigError("--port", f"--host says {written} already", hint="leave one of them out")
     if port is not None and not 0 < port <= _PORT_MAX:
         raise ConfigError("--port", f"{port} is not a port")
-    return Authority(canonical_host(host), written or port or DEFAULT_PORT)
+    return Authority(canonical_host(host), written or port or default_port)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -73,10 +75,15 @@ def _settings(options: argparse.Namespace) -> Settings:
 def _request(method: str | None, path: str | None) -> Request | None:
     if method is None and path is None:
         return None
-    target = path if path is not None else "/"
-    if not target.startswith("/"):
-        raise ConfigError("--path", f"{target!a} does not begin with /")
-    return Request(method or "GET", target)
+    line = f"{method or 'GET'} {'/' if path is None else path} HTTP/1.1\r\nHost: x\r\n\r\n"
+    try:
+        parsed = http1.parse_request_head(line.encode("latin-1", "replace"))
+        if parsed is NEED_MORE or parsed[0].method == "CONNECT":
+            raise ConfigError("--method", "a tunnel is not asked about by its request", hint="leave it out")
+        http1.check_origin_form(parsed[0], parsed[0].target)
+    except ClientProtocolError as error:
+        raise ConfigError("--method, --path", f"no such request is relayed: {error}") from error
+    return Request(parsed[0].method, parsed[0].target)
 
 
 async def _judge(policy: Policy, ask: Ask, pinned: Mapping[str, list[str]]) -> Permit | Denial:
@@ -106,7 +113,7 @@ def _facts(ask: Ask, verdict: Permit | Denial | UpstreamError) -> dict[str, Any]
 
 
 def _road(permit: Permit) -> dict[str, Any]:
-    sent = {} if permit.target is None else {"sent_as": permit.target}
+    sent = {} if permit.target is None else {"sent_as": permit.target, "only_over": "plain HTTP"}
     if permit.via is not None:
         return sent | {"route": f"through the upstream proxy {permit.via}"}
     return sent | {"route": "direct", "resolved_addresses": [str(each.address) for each in permit.endpoints]}
@@ -123,6 +130,7 @@ _LINES = (
     ("endpoints", "requests"),
     ("remedy", "allow with"),
     ("route", "route"),
+    ("only_over", "only over"),
     ("sent_as", "sent as"),
     ("resolved_addresses", "addresses"),
 )

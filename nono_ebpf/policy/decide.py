@@ -9,21 +9,26 @@ refusal is answered.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv6Address
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from nono_ebpf.authority import host_address, join_host_port
 from nono_ebpf.model import Endpoint, Identity, ResolvedAddress
 from nono_ebpf.policy.address import ALWAYS_DENIED_NAMES, always_denied, embedded_ipv4
-from nono_ebpf.policy.endpoints import Path, parse_path, permits
+from nono_ebpf.policy.endpoints import Path, glob_of, parse_path, permits
 from nono_ebpf.policy.rules import WEB_PORTS, Policy, Rule
 
 if TYPE_CHECKING:
     from nono_ebpf.model import IPAddress
     from nono_ebpf.policy.endpoints import Request
     from nono_ebpf.policy.upstream_proxy import UpstreamProxy
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_REMEDY_MAX = 160  # characters: what is longer is cut where it is shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,7 @@ def _judge_names(policy: Policy, ask: Ask) -> Rule | Denial:
         if rule := _denying(policy, name, ask.port):
             return _denied_by(ask, name, rule)
     for name in names:
-        if ask.port is not None and (service := policy.managed.match(name, ask.port)):
+        if service := _service(policy, name, ask.port):
             return _managed(ask, name, service)
     allowing = [_allowing(policy, name, ask.port) for name in names]
     for name, allowed in zip(names, allowing, strict=True):
@@ -151,7 +156,8 @@ def _judge_request(policy: Policy, ask: Ask) -> _Judged | Denial | None:
     judged: _Judged | None = None
     path = parse_path(ask.request.target) if ask.request else None
     for name in (ask.host, *ask.also):
-        if rules := policy.allow.with_endpoints(name, ask.port):
+        spelled = [policy.allow.with_endpoints(each, ask.port) for each in _spellings(name)]
+        if rules := list(chain.from_iterable(spelled)):
             found = _judge_endpoints(ask, name, rules, path)
             if isinstance(found, Denial):
                 return found
@@ -168,14 +174,20 @@ def _judge_endpoints(ask: Ask, name: str, rules: list[Rule], path: Path | None) 
         reason = "its path is too long or has escapes that no rule can be about"
         return Denial(DenialCategory.ENDPOINT_POLICY, name, ask.port, reason, first, None)
     method = ask.request.method
-    for rule in rules:
-        if permits(rule.endpoints, method, path.readings):
-            return _Judged(rule, path.target)
     if permits([each for rule in rules for each in rule.endpoints], method, path.readings):
-        return _Judged(first, path.target)
+        alone = (rule for rule in rules[1:] if permits(rule.endpoints, method, path.readings))
+        return _Judged(next(alone, first) if len(rules) > 1 else first, path.target)
     reason = f"no endpoint rule allows {method} {' alias '.join(path.readings)}"
-    remedy = f"--allow-domain http://{_with_port(name, ask.port).removesuffix(':80')}{path.readings[0]}"
+    remedy = _endpoint_remedy(_with_port(name, ask.port).removesuffix(":80"), path)
     return Denial(DenialCategory.ENDPOINT_POLICY, name, ask.port, _in_context(ask, name, reason), first, remedy)
+
+
+def _endpoint_remedy(authority: str, path: Path) -> str | None:
+    """An option for this path alone, as a shell takes it. None where one rule would not be enough."""
+    glob = glob_of(path.target)
+    if len(path.readings) > 1 or len(glob) > _REMEDY_MAX:
+        return None
+    return f"--allow-domain {shlex.quote(f'http://{authority}{glob}')}"
 
 
 def _judge_road(policy: Policy, ask: Ask, rule: Rule) -> Permit | Denial | Resolve:
@@ -248,10 +260,24 @@ def _never_reachable(name: str) -> str | None:
     return always_denied(literal) if literal else None
 
 
+def _spellings(name: str) -> tuple[str, ...]:
+    """Every host that is the same one: what narrows for one of loopback's names narrows for all of them."""
+    address = host_address(name)
+    own = address.is_loopback if address else _is_localhost(name)
+    return tuple(dict.fromkeys((name, *_LOOPBACK))) if own else (name,)
+
+
+def _service(policy: Policy, name: str, port: int | None) -> Rule | None:
+    """The credential that requests to it need."""
+    if port is None or not policy.managed.rules:
+        return None
+    return next(filter(None, [policy.managed.match(each, port) for each in _spellings(name)]), None)
+
+
 def _denying(policy: Policy, name: str, port: int | None) -> Rule | None:
     """The deny rule for `name`. A lookup is denied when no allowed port is left to use its answer for."""
     if port is not None:
-        return policy.deny.match(name, port)
+        return next(filter(None, [policy.deny.match(each, port) for each in _spellings(name)]), None)
     if rule := policy.deny.match_every_port(name):
         return rule
     if _open_rules(policy, name):

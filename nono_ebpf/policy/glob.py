@@ -1,4 +1,4 @@
-"""Path globs, matched in time that grows with the path alone, whatever the glob: the path is hostile.
+"""Path globs, all of a host in one matcher, in time that grows with the path alone: the path is hostile.
 
 `*` is any part of one segment, `**` any number of segments, `?` one character of a segment, `[a-z]` and `[!a-z]` one of
 a set, `{a,b}` a choice. `/a/**` is what lies below `/a`, `/a/**/b` is `/a/b` too. In nono `*` and `?` cross slashes:
@@ -9,15 +9,19 @@ Gonnet, "A New Approach to Text Searching", 1992).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable, Iterator
 
-_MAX_LENGTH, _MAX_CHOICES = 1024, 256
-_STARS = re.compile(r"\*+")
+_MAX_LENGTH, _MAX_CHOICES = 1024, 128
+_MARKED = re.compile(r"\[[!^]?\]?[^\]/]*\]|\*+")
+# Between brackets these are taken by the letter.
+_HIDDEN = str.maketrans("*{},", "\x04\x05\x06\x07")
+_SHOWN = str.maketrans("\x04\x05\x06\x07", "*{},")
 _CHOICE = re.compile(r"\{([^{}]*)\}")
 # What stands for stars while choices are spelled out: no path that is judged has control characters.
 _SOME, _ALL, _SOME_SEGMENTS = "\x01", "\x02", "\x03"
@@ -30,65 +34,83 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _RANGE = re.compile(r"(.)-(.)|(.)", re.DOTALL)
 
 
+# What one character may be: this one, or what a function accepts.
+_Accepts = str | Callable[[str], bool]
+
+
 @dataclass(frozen=True, slots=True)
 class _Element:
-    accepts: Callable[[str], bool]
+    accepts: _Accepts
     repeats: bool = False
 
 
-class Glob:
-    """A compiled glob. Raises ValueError for one that is not closed, or has too many choices."""
+class Globs:
+    """Any number of globs, compiled into one matcher. Each is a text, and whether `*` crosses slashes in it.
 
-    def __init__(self, text: str, *, crosses: bool = False) -> None:
-        if len(text) > _MAX_LENGTH or _CONTROL.search(text):
-            raise ValueError(f"it has control characters, or more than {_MAX_LENGTH} in all")
-        spelled = list(_choices(text))
-        self._alternatives = [_Sequence(list(_elements(each, crosses=crosses))) for each in spelled]
+    Raises ValueError for one that is not closed, or has too many choices.
+    """
+
+    def __init__(self, globs: Iterable[tuple[str, bool]]) -> None:
+        self._size = 0
+        self._repeating = self._starts = self._ends = 0
+        self._literal: dict[str, int] = {}
+        self._judged: dict[Callable[[str], bool], int] = {}
+        for text, crosses in globs:
+            if len(text) > _MAX_LENGTH or _CONTROL.search(text):
+                raise ValueError(f"it has control characters, or more than {_MAX_LENGTH} in all")
+            for each in _choices(text):
+                self._add(_elements(each, crosses=crosses))
+
+    def _add(self, elements: Iterable[_Element]) -> None:
+        """Bit i of a state: what was read fits everything before element i. Behind the last one is the end."""
+        self._starts |= 1 << self._size
+        for element in elements:
+            bit = 1 << self._size
+            self._size += 1
+            if element.repeats:
+                self._repeating |= bit
+            if isinstance(element.accepts, str):
+                self._literal[element.accepts] = self._literal.get(element.accepts, 0) | bit
+            else:
+                self._judged[element.accepts] = self._judged.get(element.accepts, 0) | bit
+        self._ends |= 1 << self._size
+        self._size += 1
 
     def matches(self, path: str) -> bool:
-        """Whether the whole of `path` is as the glob says."""
-        return any(each.matches(path) for each in self._alternatives)
-
-
-@cache
-def compile_glob(text: str, *, crosses: bool) -> Glob:
-    """The same for the same, for as long as the process lives: globs are the operator's."""
-    return Glob(text, crosses=crosses)
-
-
-class _Sequence:
-    """Elements in a row. Bit i of a state: what was read fits everything before element i."""
-
-    def __init__(self, elements: list[_Element]) -> None:
-        self._elements = elements
-        self._repeating = sum(1 << i for i, each in enumerate(elements) if each.repeats)
-        self._accepting: dict[str, int] = {}
-
-    def matches(self, text: str) -> bool:
-        state = self._skipping(1)
-        for character in text:
-            fits = state & self._accepting_mask(character)
+        """Whether the whole of `path` is as one of them says."""
+        masks: dict[str, int] = {}
+        state = self._skipping(self._starts)
+        for character in path:
+            mask = masks.get(character)
+            if mask is None:
+                mask = masks[character] = self._accepting(character)
+            fits = state & mask
             state = self._skipping((fits & ~self._repeating) << 1 | fits & self._repeating)
             if not state:
                 return False
-        return bool(state >> len(self._elements) & 1)
+        return bool(state & self._ends)
 
     def _skipping(self, state: int) -> int:
         """What repeats may be absent. No two that repeat stand side by side, so once is enough."""
         return state | (state & self._repeating) << 1
 
-    def _accepting_mask(self, character: str) -> int:
-        mask = self._accepting.get(character)
-        if mask is None:
-            mask = sum(1 << i for i, each in enumerate(self._elements) if each.accepts(character))
-            if len(self._accepting) < _MAX_LENGTH:
-                self._accepting[character] = mask
+    def _accepting(self, character: str) -> int:
+        mask = self._literal.get(character, 0)
+        for accepts, bits in self._judged.items():
+            if accepts(character):
+                mask |= bits
         return mask
+
+
+@cache
+def compile_globs(globs: tuple[tuple[str, bool], ...]) -> Globs:
+    """The same for the same, for as long as the process lives: globs are the operator's."""
+    return Globs(globs)
 
 
 def _choices(text: str) -> Iterator[str]:
     """Every spelling without braces, and with `/**/` also as a single slash. Stars are told apart before they meet."""
-    marked = _STARS.sub(lambda match: _SOME if len(match[0]) == 1 else _ALL, text)
+    marked = _MARKED.sub(_mark, text)
     pending, made = [marked], 0
     while pending:
         made += 1
@@ -106,6 +128,12 @@ def _choices(text: str) -> Iterator[str]:
             yield each
 
 
+def _mark(match: re.Match[str]) -> str:
+    if match[0].startswith("["):
+        return match[0].translate(_HIDDEN)
+    return _SOME if len(match[0]) == 1 else _ALL
+
+
 def _elements(text: str, *, crosses: bool) -> Iterator[_Element]:
     at = 0
     while at < len(text):
@@ -117,13 +145,13 @@ def _elements(text: str, *, crosses: bool) -> Iterator[_Element]:
             across = crosses or _ALL in match["stars"] or _SOME_SEGMENTS in match["stars"]
             yield _Element(_anything if across else _in_segment, repeats=True)
             if match["stars"].endswith(_SOME_SEGMENTS):
-                yield _Element("/".__eq__)
+                yield _Element("/")
         elif match["one"]:
             yield _Element(_anything if crosses else _in_segment)
         elif match["set"] is not None:
-            yield _Element(_one_of(match["set"], negated=bool(match["not"])))
+            yield _Element(_one_of(match["set"].translate(_SHOWN), negated=bool(match["not"])))
         else:
-            yield _Element(match["plain"].__eq__)
+            yield _Element(match["plain"])
 
 
 def _anything(_character: str) -> bool:

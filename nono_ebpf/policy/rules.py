@@ -104,11 +104,19 @@ class HostRules:
             yield from dict.fromkeys(chain.from_iterable(ports.values()))
 
     def with_endpoints(self, host: str, port: int) -> list[Rule]:
-        """Every rule for the canonical `host` on `port` that is for certain requests only."""
+        """Every rule for the canonical `host` on `port` that is for certain requests only.
+
+        Where `port` is one that nobody wrote out, those without a port hold as well: what opens it is as general.
+        """
         if not self.has_endpoints:
             return []
         tables = [[*ports.get(port, ()), *ports.get(None, ())] for ports in self._tables(host)]
-        return [rule for rule in chain.from_iterable(tables) if rule.endpoints]
+        if found := [rule for rule in chain.from_iterable(tables) if rule.endpoints]:
+            return found
+        opens = self.match(host, port)
+        if opens is None or opens.names_port:
+            return []
+        return [rule for rule in self.matching(host) if rule.endpoints and not rule.names_port]
 
     def _ports_of(self, pattern: str) -> _Ports:
         if pattern == "*":

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -498,3 +499,28 @@ def test_denials_are_summed_up_at_the_end(machine: Machine) -> None:
     assert "denied" in done.stderr
     assert "curl (pid " in done.stderr
     assert "--allow-domain nowhere.test" in done.stderr
+
+
+@pytest.fixture
+def login() -> Iterator[Path]:
+    """A file with a login that the sandboxed account can read, outside."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        Path(directory).chmod(0o711)
+        file = Path(directory, "login")
+        file.write_text("alice:hunter2")
+        file.chmod(0o600)
+        os.chown(file, 65534, -1)
+        yield file
+
+
+def test_the_login_at_the_upstream_proxy_is_not_the_commands(login: Path) -> None:
+    """Neither in its environment nor in the file; and no other proxy is left in its variables."""
+    assert "hunter2" in run("cat", str(login)).stdout
+    environment = {**os.environ, "ALL_PROXY": "http://bob:secret@squid.test:3128"}
+    script = f"env; cat {login} /proc/*/environ /proc/*/cmdline"
+    for reference, more in ((f"file://{login}", {}), ("env://PROXY_LOGIN", {"PROXY_LOGIN": "carol:hunter3"})):
+        options = ("--upstream-proxy", "squid.test:3128", "--upstream-auth", reference)
+        done = run("sh", "-c", script, options=options, env=environment | more)
+        assert "HTTP_PROXY=http://nono:" in done.stdout
+        assert not {"secret", "hunter3"} & set(re.findall(r"\w+", done.stdout + done.stderr))
+        assert ("hunter2" in done.stdout) == (reference == "env://PROXY_LOGIN")  # where it is no secret of ours

@@ -59,11 +59,15 @@ def make(directory: Path) -> None:
 
 
 class Packages:
-    """The servers, up on construction. `seen` has "Host/path" of each request; `listen` opens a port of the world."""
+    """The servers, up on construction; `listen` opens a port of the world.
+
+    `seen` has "Host/path" of each request, `callers` its Host and the address that it came from.
+    """
 
     def __init__(self, directory: Path, listen: Callable[[int], socket.socket], tls: ssl.SSLContext) -> None:
         self.seen: list[str] = []
-        handler = partial(_Handler, seen=self.seen, directory=str(directory))
+        self.callers: list[tuple[str, str]] = []
+        handler = partial(_Handler, seen=self.seen, callers=self.callers, directory=str(directory))
         secure = tls.wrap_socket(listen(HTTPS_PORT), server_side=True, do_handshake_on_connect=False)
         self._servers = [_Server(listen(HTTP_PORT), handler, "http"), _Server(secure, handler, "https")]
         self._threads = [threading.Thread(target=server.serve_forever) for server in self._servers]
@@ -93,8 +97,8 @@ class _Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
 
-    def __init__(self, *arguments: Any, seen: list[str], **more: Any) -> None:
-        self._seen = seen
+    def __init__(self, *arguments: Any, seen: list[str], callers: list[tuple[str, str]], **more: Any) -> None:
+        self._seen, self._callers = seen, callers
         super().__init__(*arguments, **more)
 
     def do_GET(self) -> None:  # the name is http.server's
@@ -114,6 +118,7 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def log_request(self, *_: object) -> None:
         self._seen.append(f"{self.headers['Host']}{self.path}")
+        self._callers.append((self.headers["Host"], self.client_address[0].removeprefix("::ffff:")))
 
     def log_message(self, *_: object) -> None:
         """Nothing is printed."""

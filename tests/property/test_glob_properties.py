@@ -8,8 +8,8 @@ from urllib.parse import unquote
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nono_ebpf.policy.endpoints import parse_endpoint_rule, parse_path, permits
-from nono_ebpf.policy.glob import Glob
+from nono_ebpf.policy.endpoints import EndpointRule, parse_endpoint_rule, parse_path, permits
+from nono_ebpf.policy.glob import Globs
 
 elements = st.sampled_from(["a", "b", "/", "*", "**", "?", "[ab]", "[!a]", "{a,b/}", "{a,*}", "/**/"])
 globs = st.lists(elements, max_size=6).map("".join)
@@ -46,7 +46,7 @@ def expression(glob: str) -> str:
 @given(globs.filter(lambda glob: "*{" not in glob and "}*" not in glob and "/**/**" not in glob), texts)
 def test_the_matcher_agrees_with_an_expression(glob: str, text: str) -> None:
     """Whatever the elements and their order."""
-    assert Glob(glob).matches(text) == bool(re.fullmatch(expression(glob), text, re.DOTALL))
+    assert Globs([(glob, False)]).matches(text) == bool(re.fullmatch(expression(glob), text, re.DOTALL))
 
 
 @given(targets)
@@ -84,9 +84,9 @@ def test_no_server_is_led_out_of_what_is_allowed(
 ) -> None:
     """What is sent under a rule for /public stays below it, however the server reads it."""
     path = parse_path(target)
-    if path is not None and permits([parse_endpoint_rule("*", "/public**", "test")], "GET", path.readings):
+    if path is not None and permits([parse_endpoint_rule("*", "/public/**", "test")], "GET", path.readings):
         seen = seen_by_a_server(path.target, decodings=decodings, backslashes=backslashes, parameters=parameters)
-        assert seen.startswith("/public")
+        assert seen.startswith("/public/") or seen == "/public"
 
 
 @given(st.lists(globs.map("/{}".format), max_size=3), targets)
@@ -94,6 +94,6 @@ def test_more_rules_never_allow_less(spelled: list[str], target: str) -> None:
     """Endpoint rules only add up."""
     path = parse_path(target)
     if path is not None:
-        rules = [parse_endpoint_rule("*", each, "test") for each in spelled if "/**/**/**" not in each]
+        rules = [EndpointRule("*", each) for each in spelled]
         fewer = permits(rules[:1], "GET", path.readings)
         assert not fewer or permits(rules, "GET", path.readings)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from ipaddress import ip_address
+from urllib.parse import unquote
 
 import pytest
 
 from nono_ebpf.model import Identity, ResolvedAddress
 from nono_ebpf.policy.decide import Ask, Denial, DenialCategory, Permit, decide
-from nono_ebpf.policy.endpoints import Request, parse_endpoint_rule
-from nono_ebpf.policy.rules import HostRules, Policy, Rule, parse_allow_rule
+from nono_ebpf.policy.endpoints import Request, parse_endpoint_rule, permits
+from nono_ebpf.policy.rules import HostRules, Policy, Rule, parse_allow_rule, parse_deny_rule
 
 PUBLIC = (ResolvedAddress(ip_address("93.184.216.34")),)
 
@@ -45,12 +47,55 @@ def test_a_request_that_an_endpoint_rule_allows() -> None:
 
 @pytest.mark.parametrize(("method", "target"), [("DELETE", "/v1/models"), ("GET", "/v2"), ("GET", "/v1/..%2f..%2fv2")])
 def test_any_other_request_is_denied(method: str, target: str) -> None:
-    """With what would allow it."""
+    """Whatever the method, or the reading of the path, that no rule is about."""
     verdict = decide(policy(API), request("api.example.com", method, target))
     assert category(verdict) is DenialCategory.ENDPOINT_POLICY
+
+
+@pytest.mark.parametrize(
+    ("target", "remedy"),
+    [
+        ("/v2", "--allow-domain http://api.example.com/v2"),
+        ("/x$(id)", "--allow-domain 'http://api.example.com/x$(id)'"),
+        ("/admin/**", "--allow-domain 'http://api.example.com/admin/[*][*]'"),
+        ("/admin/%2A?q=$(id)", "--allow-domain 'http://api.example.com/admin/[*]'"),
+        ("/a%7Bb%5D", "--allow-domain 'http://api.example.com/a[{]b[]]'"),
+        ("/a;b", None),
+        ("/" + "a" * 500, None),
+    ],
+)
+def test_what_would_allow_it_can_be_typed_into_a_shell(target: str, remedy: str | None) -> None:
+    """It is the client's text: quoted, without a wildcard of its own, for this path alone; none where it takes more."""
+    verdict = decide(policy(API), request("api.example.com", "GET", target))
     assert isinstance(verdict, Denial)
-    assert verdict.remedy is not None
-    assert verdict.remedy.startswith("--allow-domain http://api.example.com/v")
+    assert verdict.remedy == remedy
+    if remedy:
+        glob = shlex.split(remedy)[1].removeprefix("http://api.example.com")
+        assert permits([parse_endpoint_rule("*", glob, "test")], "GET", (unquote(target.partition("?")[0]),))
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1"])
+@pytest.mark.parametrize("written", ["localhost", "127.0.0.1", "[::1]"])
+def test_loopback_has_three_names_and_one_meaning(name: str, written: str) -> None:
+    """Endpoints, a credential or a denial for one of them hold for all."""
+    own = tuple(ResolvedAddress(ip_address(each), own=True, pinned=True) for each in ("127.0.0.1", "::1"))
+    opened = tuple(f"{each}:3000" for each in ("localhost", "127.0.0.1", "[::1]"))
+    ask = Ask(name, 3000, Identity.AUTHORITY, addresses=own[:1] if name != "::1" else own[1:])
+    assert isinstance(decide(policy(*opened), ask), Permit)
+    judged = policy(limited(f"{written}:3000", "GET /public/**"), *opened)
+    assert category(decide(judged, ask)) is DenialCategory.CONNECT_BYPASSES_L7
+    service = Rule(written.strip("[]"), frozenset({3000}), "svc", "test", names_port=True)
+    assert category(decide(policy(*opened, managed=(service,)), ask)) is DenialCategory.CONNECT_BYPASSES_L7
+    denying = Policy(policy(*opened).allow, HostRules([parse_deny_rule(written, "test")]))
+    assert category(decide(denying, ask)) is DenialCategory.HOST_DENIED
+
+
+def test_a_general_rule_opens_no_other_port_for_tunnels() -> None:
+    """Endpoints without a port hold wherever nobody wrote one out."""
+    everything = Rule("*", None, "--allow-net", "--allow-net")
+    tunnel = Ask("api.example.com", 8443, Identity.AUTHORITY, addresses=PUBLIC)
+    assert category(decide(policy(API, everything), tunnel)) is DenialCategory.CONNECT_BYPASSES_L7
+    assert isinstance(decide(policy(API, everything, "api.example.com:8443"), tunnel), Permit)
 
 
 @pytest.mark.parametrize("port", [80, 443])

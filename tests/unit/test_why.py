@@ -83,6 +83,16 @@ def test_a_question_without_a_meaning_is_one_line(capsys: pytest.CaptureFixture[
     assert (said.out, said.err.count("\n")) == ("", 1)
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/a#b"), ("GET", "/a b"), ("GET", "/é"), ("GET", "a"), ("TRACE", "/"), ("CONNECT", "/"), ("G@T", "/")],
+)
+def test_what_would_never_be_relayed_is_no_question(capsys: pytest.CaptureFixture[str], method: str, path: str) -> None:
+    """The same parser as for clients says so."""
+    assert main(["why", "--host", "a.test", "--method", method, "--path", path, "--allow-domain", "a.test"]) == 2
+    assert capsys.readouterr().out == ""
+
+
 @pytest.fixture
 def endpoints(tmp_path: Path) -> tuple[str, ...]:
     profile = tmp_path / "agent.json"

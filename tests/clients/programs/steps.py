@@ -1,14 +1,15 @@
-"""Runs commands one after the other and prints [exit status, stdout, stderr] of each as JSON.
+"""Runs commands and prints [exit status, stdout, stderr] of each as JSON.
 
-argv is JSON: a list of {"proxy": "right" | "wrong" | "none", "files": {path: text}, "command": […]}. A command gets the
-proxy variables as they are, with another token, or none; @HOST@, @PORT@, @USER@ and @TOKEN@ in commands and files are
-what they say. Standard library only.
+argv is JSON and, if not one, how many run at once. The JSON is a list of {"proxy": "right" | "wrong" | "none", "files":
+{path: text}, "command": […]}. A command gets the proxy variables as they are, with another token, or none; @HOST@,
+@PORT@, @USER@ and @TOKEN@ in commands and files are what they say. Standard library only.
 """
 
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -55,4 +56,5 @@ def step(wanted: dict) -> list:
     return [done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")]
 
 
-print(json.dumps([step(each) for each in json.loads(sys.argv[1])]))
+with ThreadPoolExecutor(int(sys.argv[2]) if len(sys.argv) > 2 else 1) as pool:
+    print(json.dumps(list(pool.map(step, json.loads(sys.argv[1])))))
