@@ -4,15 +4,16 @@
     relay      the same client through a plain asyncio relay (streams, 64 KiB), on the machine
     nono-ebpf  the same client in a sandbox, redirected to the proxy: an opaque flow
 
-Client and server are the same programs in each; every byte crosses the same veth pair. The three take turns, the order
-changing with each round, since the machine is shared and noisy: quote the ratios. Medians over the rounds.
+Client and server are the same programs in each; every byte crosses the same veth pair. All three stand ready, and take
+turns by fractions of a second, the order changing with each round: the machine is shared and noisy. A share is the
+median over the rounds of what two neighbours in time did; the other figures are medians. What the relay and the proxy
+used of a CPU depends least on what else the machine does.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import re
 import signal
@@ -22,7 +23,9 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from operator import truediv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,44 +38,44 @@ if TYPE_CHECKING:
 SERVER = (zone.addresses()[0][0], 9000)
 RELAY = ("127.0.0.1", 9001)
 PYTHON = "/usr/bin/python3"
-BULK_BYTES = 3 << 30
-RATE_S = 1.5
 CLIENTS = 8
+TASKS = {"bulk": 1 << 30, "rate": 1000, "rates": 2000}  # of one turn: bytes, connections, connections
 WAYS = ("direct", "relay", "nono-ebpf")
+TICKS_S = os.sysconf("SC_CLK_TCK")
 
 CLIENT = """
-import json, multiprocessing, socket, sys, time
-host, port, bulk, seconds, clients = sys.argv[1], *map(int, sys.argv[2:4]), float(sys.argv[4]), int(sys.argv[5])
+import multiprocessing, socket, sys, time
+host, port, clients = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 
 def connect():
     s = socket.create_connection((host, port))
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return s
 
-def download(length):
+def bulk(length):
     with connect() as s:
         s.sendall(b"d%020d" % length)
-        buffer, got, began = bytearray(1 << 20), 0, time.perf_counter()
+        buffer, got = bytearray(1 << 20), 0
         while n := s.recv_into(buffer, 0, socket.MSG_TRUNC):
             got += n
     assert got == length, (got, length)
-    return length / (time.perf_counter() - began)
 
-def rate(_=0):
-    done, end = 0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
+def rate(count):
+    for _ in range(count):
         with connect() as s:
             s.sendall(b"p")
             assert s.recv(1) == b"p"
-        done += 1
-    return done / seconds
 
-download(1 << 26)
-result = {"bulk": download(bulk), "rate": rate()}
+def rates(count):
+    pool.map(rate, [count // clients] * clients, chunksize=1)
+
 with multiprocessing.Pool(clients) as pool:
-    result["rates"] = sum(pool.map(rate, range(clients)))
-print(json.dumps(result), flush=True)
-sys.stdin.readline()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        task, amount = line.split()
+        began = time.perf_counter()
+        globals()[task](int(amount))
+        print(time.perf_counter() - began, flush=True)
 """
 
 
@@ -119,10 +122,14 @@ async def relay() -> None:
 
 @contextmanager
 def process(body: Callable[[], object]) -> Iterator[int]:
-    """`body` in a process of its own, killed at the end."""
+    """`body` in a process of its own, killed at the end.
+
+    And in a session of its own, as the proxy is: the scheduler may tell sessions apart (sched(7), autogroup).
+    """
     pid = os.fork()
     if pid == 0:
         try:
+            os.setsid()
             body()
         finally:
             os._exit(0)
@@ -137,30 +144,61 @@ def program(*options: str) -> list[str]:
     return [sys.executable, "-I", "-m", "nono_ebpf", "run", "--user", "nobody", *options, "--"]
 
 
-def client(way: str, enter: list[str]) -> tuple[dict[str, float], dict[str, float]]:
-    """One round of one way: rates, and for a sandbox the memory of its processes in MiB."""
-    host, port = RELAY if way == "relay" else SERVER
-    command = [PYTHON, "-c", CLIENT, host, str(port), str(BULK_BYTES), str(RATE_S), str(CLIENTS)]
-    if way == "nono-ebpf":
-        command = [*program("--allow-domain", f"{host}:{port}"), *command]
-    with subprocess.Popen([*enter, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
-        assert run.stdout is not None
-        assert run.stdin is not None
-        figures = json.loads(run.stdout.readline())
-        memory = footprint(run.pid) if way == "nono-ebpf" else {}
-        run.stdin.write("\n")
-    return figures, memory
+@dataclass(frozen=True)
+class Turn:
+    """How long a task took, and how much of a CPU whoever relayed it used meanwhile."""
+
+    wall_s: float
+    cpu_s: float
 
 
-def footprint(supervisor: int) -> dict[str, float]:
-    """Proportional set sizes, MiB, after the load: shared pages counted by share."""
-    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    proxy = next(pid for pid in children if b"nono_ebpf.proxy" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    init = next(pid for pid in children if pid != proxy)
-    return {name: pss(pid) for name, pid in (("supervisor", supervisor), ("init", init), ("proxy", proxy))}
+class Way:
+    """A client that does what it is told. `relaying`: the process to be watched, if it is known beforehand."""
+
+    def __init__(self, name: str, enter: list[str], relaying: int | None) -> None:
+        host, port = RELAY if name == "relay" else SERVER
+        command = [PYTHON, "-c", CLIENT, host, str(port), str(CLIENTS)]
+        if name == "nono-ebpf":
+            command = [*program("--allow-domain", f"{host}:{port}"), *command]
+        self._run = subprocess.Popen([*enter, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._answer()
+        self._relaying = self.processes()["proxy"] if name == "nono-ebpf" else relaying
+        self.turns: dict[str, list[Turn]] = {task: [] for task in TASKS}
+
+    def do(self, task: str, amount: int) -> Turn:
+        before_s = self._cpu_s()
+        assert self._run.stdin is not None
+        self._run.stdin.write(f"{task} {amount}\n")
+        self._run.stdin.flush()
+        wall_s = float(self._answer())
+        return Turn(wall_s, self._cpu_s() - before_s)
+
+    def processes(self) -> dict[str, int]:
+        """Those of a sandbox."""
+        supervisor = self._run.pid
+        children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+        proxy = next(pid for pid in children if b"nono_ebpf.proxy" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        init = next(pid for pid in children if pid != proxy)
+        return {"supervisor": supervisor, "init": int(init), "proxy": int(proxy)}
+
+    def close(self) -> None:
+        with self._run:
+            pass
+
+    def _answer(self) -> str:
+        assert self._run.stdout is not None
+        return self._run.stdout.readline()
+
+    def _cpu_s(self) -> float:
+        """Of all its threads, in the kernel or not: proc(5)."""
+        if self._relaying is None:
+            return 0.0
+        fields = Path(f"/proc/{self._relaying}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS_S
 
 
-def pss(pid: str | int) -> float:
+def pss(pid: int) -> float:
+    """Proportional set size, MiB: shared pages counted by share."""
     found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) / 1024
@@ -179,19 +217,24 @@ def start_times(enter: list[str], rounds: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=12)
     rounds = parser.parse_args().rounds
     os.environ.pop("SUDO_UID", None)  # the sandboxes are root's own
     spaces = Namespaces()
     try:
         enter = enter_command(spaces.machine)
         listener = listen_stream(spaces.world, SERVER[1])
-        with process(lambda: serve(listener)), process(lambda: relay_in(spaces.machine)):
-            starts = start_times(enter, 2 * rounds)
-            figures, memory = measure(enter, rounds)
+        with process(lambda: serve(listener)), process(lambda: relay_in(spaces.machine)) as relaying:
+            starts = start_times(enter, rounds)
+            with ExitStack() as stack:
+                ways = [Way(name, enter, relaying if name == "relay" else None) for name in WAYS]
+                for way in ways:
+                    stack.callback(way.close)
+                measure(ways, rounds)
+                memory = {name: pss(pid) for name, pid in ways[-1].processes().items()}
     finally:
         spaces.close()
-    show(starts, figures, memory)
+    show(starts, ways, memory)
 
 
 def relay_in(namespace: str) -> None:
@@ -202,36 +245,38 @@ def relay_in(namespace: str) -> None:
     asyncio.run(relay())
 
 
-Figures = dict[str, list[dict[str, float]]]
-
-
-def measure(enter: list[str], rounds: int) -> tuple[Figures, list[dict[str, float]]]:
-    figures: Figures = {way: [] for way in WAYS}
-    memory = []
+def measure(ways: list[Way], rounds: int) -> None:
+    for way in ways:
+        for task, amount in TASKS.items():
+            way.do(task, amount // 8)
     for number in range(rounds):
-        for way in (*WAYS[number % 3 :], *WAYS[: number % 3]):
-            sys.stderr.write(f"round {number + 1} of {rounds}: {way}\n")
-            rates, sizes = client(way, enter)
-            figures[way].append(rates)
-            if sizes:
-                memory.append(sizes)
-    return figures, memory
+        sys.stderr.write(f"round {number + 1} of {rounds}\n")
+        for task, amount in TASKS.items():
+            for way in (*ways[number % 3 :], *ways[: number % 3]):
+                way.turns[task].append(way.do(task, amount))
 
 
-def show(starts: dict[str, float], figures: Figures, memory: list[dict[str, float]]) -> None:
+def show(starts: dict[str, float], ways: list[Way], memory: dict[str, float]) -> None:
     print("| | " + " | ".join(WAYS) + " |\n|---|" + "---|" * len(WAYS))
-    for key, name, unit, scale in (
-        ("bulk", "bulk download", "GB/s", 1e9),
+    for task, name, unit, scale in (
+        ("bulk", "bulk download", " GB/s", 1e9),
         ("rate", "connections/s, one client", "", 1),
         ("rates", f"connections/s, {CLIENTS} clients", "", 1),
     ):
-        medians = {way: statistics.median(each[key] for each in figures[way]) for way in WAYS}
-        cells = [f"{medians[w] / scale:,.2f} {unit}".strip() if scale > 1 else f"{medians[w]:,.0f}" for w in WAYS]
-        shares = [f"{medians[way] / medians['direct']:.0%}" for way in WAYS]
-        print(f"| {name} | " + " | ".join(f"{c} ({s})" for c, s in zip(cells, shares, strict=True)) + " |")
+        speeds = [[TASKS[task] / turn.wall_s for turn in way.turns[task]] for way in ways]
+        shares = [statistics.median(map(truediv, each, speeds[0])) for each in speeds]
+        digits = 2 if scale > 1 else 0
+        cells = [f"{statistics.median(each) / scale:,.{digits}f}{unit}" for each in speeds]
+        print(f"| {name} | " + " | ".join(f"{c} ({s:.0%})" for c, s in zip(cells, shares, strict=True)) + " |")
+    for task, name, amount, scale in (
+        ("bulk", "CPU, ms per GB", 1e9, 1e3),
+        ("rate", "CPU, µs per connection, one client", 1, 1e6),
+        ("rates", f"CPU, µs per connection, {CLIENTS} clients", 1, 1e6),
+    ):
+        used = [statistics.mean(turn.cpu_s for turn in way.turns[task]) / TASKS[task] for way in ways[1:]]
+        print(f"| {name} | | " + " | ".join(f"{each * amount * scale:,.0f}" for each in used) + " |")
     print(f"\nstart: true {starts['true']:.3f} s, run -- true {starts['run -- true']:.2f} s (medians)")
-    sizes = {name: statistics.median(each[name] for each in memory) for name in memory[0]}
-    print("memory after the load (PSS): " + ", ".join(f"{name} {size:.0f} MiB" for name, size in sizes.items()))
+    print("memory after the load (PSS): " + ", ".join(f"{name} {size:.0f} MiB" for name, size in memory.items()))
 
 
 if __name__ == "__main__":

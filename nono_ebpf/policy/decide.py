@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nono_ebpf.policy.upstream_proxy import UpstreamProxy
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_IS_PROXY = "it is the upstream proxy itself, which could be asked for any host"
 _REMEDY_MAX = 160  # characters: what is longer is cut where it is shown
 
 
@@ -127,6 +128,8 @@ def _judge_names(policy: Policy, ask: Ask) -> Rule | Denial:
     for name in names:
         if why := _never_reachable(name):
             return _denied(ask, name, f"it is {why}")
+        if (via := policy.upstream_proxy) and (name, ask.port) == (via.host, via.port):
+            return _denied(ask, name, _IS_PROXY)
     for name in names:
         if rule := _denying(policy, name, ask.port):
             return _denied_by(ask, name, rule)
@@ -193,20 +196,25 @@ def _endpoint_remedy(authority: str, path: Path) -> str | None:
 def _judge_road(policy: Policy, ask: Ask, rule: Rule) -> Permit | Denial | Resolve:
     """Which addresses may be dialled, now that what is named is allowed."""
     via = policy.upstream_proxy
+    if via and ask.port == via.port and ask.proxy_addresses is None:
+        return Resolve(via.host, of_proxy=True)
     if via is None or not via.carries(ask.host):
         addresses = ask.addresses if ask.addresses is not None else _literal(policy, ask, rule)
         if addresses is None:
             return Resolve("localhost" if _is_localhost(ask.host) else ask.host)
         return _judge_addresses(policy, ask, rule, addresses)
     if host_address(ask.host):
-        direct = _judge_road(replace(policy, upstream_proxy=None), ask, rule)
-        if not isinstance(direct, Permit):
+        addresses = ask.addresses if ask.addresses is not None else _literal(policy, ask, rule)
+        if addresses is None:
+            return Resolve(ask.host)
+        direct = _judge_addresses(policy, ask, rule, addresses)
+        if isinstance(direct, Denial):
             return direct
         rule = direct.rule
-    return _through(via, ask, rule)
+    return _through(policy, via, ask, rule)
 
 
-def _through(via: UpstreamProxy, ask: Ask, rule: Rule) -> Permit | Denial | Resolve:
+def _through(policy: Policy, via: UpstreamProxy, ask: Ask, rule: Rule) -> Permit | Denial | Resolve:
     if ask.port is None:
         return Permit(ask.host, None, (), rule, via)
     if ask.proxy_addresses is None:
@@ -214,8 +222,7 @@ def _through(via: UpstreamProxy, ask: Ask, rule: Rule) -> Permit | Denial | Reso
     for each in ask.proxy_addresses:
         if why := always_denied(each.address):
             return _denied(ask, ask.host, f"{each.address}, an address of the upstream proxy {via}, is {why}")
-    endpoints = tuple([Endpoint(each.address, via.port) for each in ask.proxy_addresses])
-    return Permit(ask.host, ask.port, endpoints, rule, via)
+    return Permit(ask.host, ask.port, _proxy_endpoints(policy, ask), rule, via)
 
 
 def _judge_addresses(policy: Policy, ask: Ask, rule: Rule, addresses: tuple[ResolvedAddress, ...]) -> Permit | Denial:
@@ -226,8 +233,15 @@ def _judge_addresses(policy: Policy, ask: Ask, rule: Rule, addresses: tuple[Reso
     for each in addresses:
         if denial := _judge_address(policy, ask, rule, each):
             return denial
-    port = ask.port or 0
-    return Permit(ask.host, ask.port, tuple([Endpoint(each.address, port) for each in addresses]), rule)
+    endpoints = tuple([Endpoint(each.address, ask.port or 0) for each in addresses])
+    if any(each in _proxy_endpoints(policy, ask) for each in endpoints):
+        return _denied(ask, ask.host, _IS_PROXY)
+    return Permit(ask.host, ask.port, endpoints, rule)
+
+
+def _proxy_endpoints(policy: Policy, ask: Ask) -> tuple[Endpoint, ...]:
+    via = policy.upstream_proxy
+    return tuple([Endpoint(each.address, via.port) for each in ask.proxy_addresses or ()]) if via else ()
 
 
 def _judge_address(policy: Policy, ask: Ask, rule: Rule, resolved: ResolvedAddress) -> Denial | None:
@@ -240,7 +254,7 @@ def _judge_address(policy: Policy, ask: Ask, rule: Rule, resolved: ResolvedAddre
         return None
     if not _names_own(ask.host, resolved):
         return _denied(ask, ask.host, f"its address {address} is this machine's own, and only DNS says so")
-    if not rule.names_port:
+    if not _names_own_port(rule):
         reason = f"{address} is this machine's own, and only a rule with a port allows that"
         return _denied(ask, ask.host, reason, f"--allow-domain {_with_port(ask.host, ask.port)}")
     return None
@@ -304,11 +318,16 @@ def _allowing(policy: Policy, name: str, port: int | None) -> Rule | None:
     return open_rule or policy.managed.match(name, None)
 
 
+def _names_own_port(rule: Rule) -> bool:
+    """Whether it may open a port of this machine itself. Who writes "every host" does not think of this one."""
+    return rule.names_port and rule.pattern != "*"
+
+
 def _with_written_port(policy: Policy, ask: Ask, rule: Rule) -> Rule:
     """A rule that writes the port out, if there is one: a bare, more specific `rule` must not hide it."""
-    if rule.names_port or ask.port is None:
+    if _names_own_port(rule) or ask.port is None:
         return rule
-    written = (each for each in policy.allow.matching(ask.host) if each.names_port)
+    written = (each for each in policy.allow.matching(ask.host) if _names_own_port(each))
     return next((each for each in written if ask.port in (each.ports or ())), rule)
 
 
@@ -329,7 +348,7 @@ def _literal(policy: Policy, ask: Ask, rule: Rule) -> tuple[ResolvedAddress, ...
     address = host_address(ask.host)
     if address is None:
         return None
-    if not (address.is_loopback or _with_written_port(policy, ask, rule).names_port):
+    if not (address.is_loopback or _names_own_port(_with_written_port(policy, ask, rule))):
         return None
     return (ResolvedAddress(address, own=address.is_loopback, pinned=True),)
 

@@ -174,14 +174,15 @@ class Exchange:
         try:
             async with asyncio.timeout(self._limits.response_head_s):
                 while (parsed := http1.parse_response_head(upstream.unread, upstream.target)) is NEED_MORE:
-                    await self._more_of_the_head()
+                    if not await upstream.fill_line(self._limits.response_head_s, http1.MAX_HEAD_BYTES):
+                        raise _unanswered(upstream)
         except TimeoutError as error:
             raise UpstreamError("read", upstream.target, "did not finish the head of its response") from error
         return parsed
 
     async def _more_of_the_head(self) -> None:
         if not await self.upstream.fill(self._limits.idle_s):
-            raise UpstreamError("read", self.upstream.target, "closed the connection before it answered")
+            raise _unanswered(self.upstream)
 
     async def _relay_body(
         self, body: http1.Body, source: Stream, sink: Stream, *, first: bytes = b"", chunked: bool | None = None
@@ -208,3 +209,7 @@ class Exchange:
                 continue  # what is left may be more of the body
             if not await source.fill(self._limits.idle_s, self._piece_bytes()):
                 body.end_of_stream()
+
+
+def _unanswered(upstream: Upstream) -> UpstreamError:
+    return UpstreamError("read", upstream.target, "closed the connection before it answered")

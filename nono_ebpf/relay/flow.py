@@ -256,7 +256,8 @@ class Flow:
                     return
             case Http():
                 self._record.sniff = "http"
-                await self._converse(Redirected(authority.port, name), upstream, authority)
+                address = authority.host if name is None else None
+                await self._converse(Redirected(authority.port, name, address), upstream, authority)
                 return
             case Opaque():
                 self._record.sniff = "opaque"

@@ -46,11 +46,11 @@ class Addressing(Protocol):
 class Redirected:
     """Addressing for a client that believes it talks to an origin server on `port`.
 
-    `name`: the host we know it for.
+    `name`: the host we know it for. `address`: the bare address that was permitted.
     """
 
-    def __init__(self, port: int, name: str | None) -> None:
-        self._port, self._name = port, name
+    def __init__(self, port: int, name: str | None, address: str | None = None) -> None:
+        self._port, self._name, self._address = port, name, address
 
     def __call__(self, head: http1.RequestHead) -> Addressed:
         """The Host field, which an absolute-form target must equal."""
@@ -75,9 +75,11 @@ class Redirected:
         return Addressed(authority, Identity.HOST, tuple(filter(None, also)), target)
 
     def _by_known_name(self, target: str) -> Addressed:
-        if self._name is None:
-            raise ClientProtocolError("request without Host, and no name is known for its address")
-        return Addressed(Authority(self._name, self._port), Identity.DNS, (), target)
+        if self._name is not None:
+            return Addressed(Authority(self._name, self._port), Identity.DNS, (), target)
+        if self._address is not None:
+            return Addressed(Authority(self._address, self._port), Identity.ADDRESS, (), target)
+        raise ClientProtocolError("request without Host, and no name is known for its address")
 
 
 async def read_request_head(client: Stream, limits: Limits, patience_s: float) -> http1.RequestHead | None:
@@ -97,7 +99,7 @@ async def read_request_head(client: Stream, limits: Limits, patience_s: float) -
     try:
         async with asyncio.timeout(limits.sniff_s):
             while (parsed := http1.parse_request_head(client.unread)) is NEED_MORE:
-                if not await client.fill(limits.sniff_s):
+                if not await client.fill_line(limits.sniff_s, http1.MAX_HEAD_BYTES):
                     raise ClientProtocolError("HTTP head ends early")
     except TimeoutError as error:
         raise ClientProtocolError("HTTP head did not arrive in time", status=408) from error

@@ -17,6 +17,7 @@ How one side ends is passed on in the words of the other, so that to the relay i
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from contextlib import suppress
@@ -282,7 +283,17 @@ class _Pump:
             return
         if data:
             self._incoming.write(data)
+            # libuv calls once for a socket with an error and then watches it no more, even if there were bytes to read.
+            number = self._tcp.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             self._decrypt()
+            if self._over:
+                return
+            if self._outgoing.pending:  # what TLS itself answers, as to a KeyUpdate
+                self._push()
+            if number and not self._proxy_finished:
+                self._broken = self._broken or os.strerror(number)
+                self._hand_over()
+            self._go_on()
         else:  # since after a close_notify nothing is read any more
             self._break("unexpected eof")
 
@@ -328,6 +339,7 @@ class _Pump:
             return
         ours, theirs = self._ours.fileno(), self._tcp.sock.fileno()
         takes = not (self._to_relay or self._proxy_finished or self._broken or self._relay_closed)
+        takes = takes and len(self._to_proxy) <= 2 * _PIECE_BYTES  # TLS answers some of what it takes
         read_from = {ours: not (self._to_proxy or self._relay_finished), theirs: takes}
         written_to = {theirs: bool(self._to_proxy), ours: bool(self._to_relay)}
         self._watch(*(frozenset(fd for fd, wanted in each.items() if wanted) for each in (read_from, written_to)))

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 # A read shorter than this has emptied the socket: asking again would only cost a call and an exception.
 _SHORT_READ_BYTES: Final = 16384
+# What fits into any empty pipe.
+_URGENT_READ_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +129,8 @@ class _Link:
         self._finished: asyncio.Future[Spliced] = self.loop.create_future()
         self._up = _Lane(self, client, upstream, pipes, limits.splices_per_wakeup)
         self._down = _Lane(self, upstream, client, pipes, limits.splices_per_wakeup)
-        self._moved_at = self.loop.time()
-        self._timer = self.loop.call_later(limits.idle_s, self._check_idle)
+        self.touch()
+        self._look_again_in(self._patience_s(half_closed=True))
 
     async def run(self) -> Spliced:
         self._up.start()
@@ -145,15 +147,13 @@ class _Link:
         return self._up.moved_bytes, self._down.moved_bytes
 
     def touch(self) -> None:
-        """Called by a lane that moved something."""
+        """Called by a lane that moved something, or passed its end on."""
         self._moved_at = self.loop.time()
 
     def lane_done(self) -> None:
         """Called by a lane that has delivered its end of stream."""
         if self._up.done and self._down.done:
             self._finish("eof")
-        else:
-            self._restart_timer()
 
     def fail(self, error: OSError) -> None:
         """Called by a lane whose sockets no longer work."""
@@ -164,27 +164,29 @@ class _Link:
         if not self._finished.done():
             self._finished.set_result(Spliced(*self.moved_bytes(), ended, problem))
 
-    def _patience_s(self) -> float:
-        half_closed = self._up.done or self._down.done
+    def _patience_s(self, *, half_closed: bool) -> float:
         return min(self._limits.idle_s, self._limits.half_closed_s) if half_closed else self._limits.idle_s
 
-    def _restart_timer(self) -> None:
-        self._timer.cancel()
-        self._timer = self.loop.call_at(self._moved_at + self._patience_s(), self._check_idle)
-
     def _check_idle(self) -> None:
-        """Runs when the last deadline was due; bytes may have moved since, which only notes the time."""
-        if self._moved_at + self._patience_s() <= self.loop.time():
-            self._finish("idle", f"nothing moved for {self._patience_s():g} s")
+        """Runs at every moment at which the last deadline could be due; what has moved since only noted the time."""
+        now = self.loop.time()
+        patience_s = self._patience_s(half_closed=self._up.done or self._down.done)
+        left_s = self._moved_at + patience_s - now
+        if left_s <= 0:
+            self._finish("idle", f"nothing moved for {patience_s:g} s")
         else:
-            self._restart_timer()
+            # A lane that ends is movement: so no deadline begins that ends before the shorter patience from now.
+            self._look_again_in(min(left_s, self._patience_s(half_closed=True)))
+
+    def _look_again_in(self, seconds: float) -> None:
+        self._timer = self.loop.call_later(seconds, self._check_idle)
 
 
 class _Lane:
     """One direction. Watches its source while the pipe is empty, its sink while it is not."""
 
     __slots__ = (
-        "_at_eof", "_held", "_link", "_pipe", "_pipes", "_reading", "_rounds", "_sink", "_source", "_writing",
+        "_at_eof", "_held", "_link", "_pipe", "_pipes", "_rounds", "_sink", "_source", "_watched",
         "done", "moved_bytes",
     )  # fmt: skip
 
@@ -193,21 +195,22 @@ class _Lane:
         self._source, self._sink = source, sink
         self._pipe: Pipe | None = None
         self._held = 0  # bytes in the pipe
-        self._at_eof = self._reading = self._writing = False
+        self._at_eof = False
+        self._watched: socket.socket | None = None
         self.done = False
         self.moved_bytes = 0
 
     def start(self) -> None:
-        self._watch()
+        self._watch(self._source)
 
     def stop(self) -> None:
         """Watch nothing and hold nothing. Idempotent; comes before the sockets are closed."""
-        self._watch_source(on=False)
-        self._watch_sink(on=False)
+        self._watch(None)
         self._release_pipe()
 
     def _pump(self) -> None:
         """Move what can be moved now; called when the source has bytes or the sink has room."""
+        moved_before = self.moved_bytes
         try:
             self._move()
             if self._at_eof and not self._held:
@@ -215,26 +218,46 @@ class _Lane:
         except OSError as error:
             self._link.fail(error)
             return
+        if self.done or self.moved_bytes > moved_before:
+            self._link.touch()
         if self.done:
             self.stop()
             self._link.lane_done()
         else:
-            self._watch()
+            self._watch(self._sink if self._held else self._source)
 
     def _move(self) -> None:
         pipe = self._pipe = self._pipe or self._pipes.borrow()
         try:
-            for _ in range(self._rounds):
+            for number in range(self._rounds):
                 if not self._held:
-                    source = self._source.fileno()
-                    self._held = os.splice(source, pipe.write_fd, pipe.size_bytes, flags=_FLAGS)
-                    self._at_eof = not self._held
+                    self._fill(pipe, readable=number == 0)
                 if not self._flush(pipe):
                     break
         except BlockingIOError:
-            pass  # the source is empty or the sink is full: `_held` tells `_watch` which
+            pass  # the source is empty or the sink is full: `_held` tells which is to be watched
         if not self._held:
             self._release_pipe()
+        if not (self._held or self._at_eof):
+            self._raise_pending()
+
+    def _raise_pending(self) -> None:
+        """libuv calls once for a socket with an error and then watches it no more, even if there were bytes to read."""
+        if number := self._source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(number, os.strerror(number))
+
+    def _fill(self, pipe: Pipe, *, readable: bool) -> None:
+        """Take what the source has; `readable`: it has something, as the loop says. BlockingIOError: nothing."""
+        try:
+            self._held = os.splice(self._source.fileno(), pipe.write_fd, pipe.size_bytes, flags=_FLAGS)
+        except BlockingIOError:
+            if not readable:
+                raise
+        if not self._held:
+            # At urgent data (tcp(7)) a splice stops for good: as if there was nothing, or as if that were the end.
+            data = self._source.recv(_URGENT_READ_BYTES)
+            self._at_eof = not data
+            self._held = os.write(pipe.write_fd, data) if data else 0
 
     def _flush(self, pipe: Pipe) -> bool:
         """Empty the pipe into the sink.
@@ -246,7 +269,6 @@ class _Lane:
             moved = os.splice(pipe.read_fd, self._sink.fileno(), self._held, flags=_FLAGS)
             self._held -= moved
             self.moved_bytes += moved
-            self._link.touch()
         return more
 
     def _pass_end_on(self) -> None:
@@ -258,20 +280,17 @@ class _Lane:
             self._pipes.give_back(self._pipe, empty=not self._held)
             self._pipe = None
 
-    def _watch(self) -> None:
-        self._watch_source(on=not self._held)
-        self._watch_sink(on=self._held > 0)
-
-    def _watch_source(self, *, on: bool) -> None:
-        if on and not self._reading:
-            self._link.loop.add_reader(self._source.fileno(), self._pump)
-        elif self._reading and not on:
-            self._link.loop.remove_reader(self._source.fileno())
-        self._reading = on
-
-    def _watch_sink(self, *, on: bool) -> None:
-        if on and not self._writing:
-            self._link.loop.add_writer(self._sink.fileno(), self._pump)
-        elif self._writing and not on:
-            self._link.loop.remove_writer(self._sink.fileno())
-        self._writing = on
+    def _watch(self, wanted: socket.socket | None) -> None:
+        """Be called when `wanted` can be read, if it is the source, or written to, if it is the sink."""
+        if wanted is self._watched:
+            return
+        loop = self._link.loop
+        if self._watched is self._source:
+            loop.remove_reader(self._source.fileno())
+        elif self._watched is self._sink:
+            loop.remove_writer(self._sink.fileno())
+        self._watched = wanted
+        if wanted is self._source:
+            loop.add_reader(self._source.fileno(), self._pump)
+        elif wanted is self._sink:
+            loop.add_writer(self._sink.fileno(), self._pump)

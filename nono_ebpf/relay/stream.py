@@ -170,6 +170,15 @@ class Stream:
         self.at_eof = not data
         return bool(data)
 
+    async def fill_line(self, deadline_s: float, enough_bytes: int) -> bool:
+        """`fill` until there is an end of line more, or `enough_bytes`: before, a head is no more whole than it was."""
+        seen = len(self.unread)
+        while await self.fill(deadline_s):
+            if self.unread.find(b"\n", seen) >= 0 or len(self.unread) >= enough_bytes:
+                return True
+            seen = len(self.unread)
+        return False
+
     async def _read(self, size: int, deadline_s: float) -> bytes:
         due = None
         while True:

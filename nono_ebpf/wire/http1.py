@@ -164,7 +164,7 @@ def _head_block(data: bytes | bytearray, start: int, fault: Fault) -> bytes | Ne
     if len(data) - start >= MAX_HEAD_BYTES:
         raise fault(f"HTTP head larger than {MAX_HEAD_BYTES} bytes", 431)
     # Otherwise a client that ends its lines with LF alone would wait for its deadline instead of its answer.
-    if _BARE_LF.search(data, start):
+    if data.count(b"\n", start) != data.count(b"\r\n", start):
         raise fault("bare LF in HTTP head", 400)
     return NEED_MORE
 

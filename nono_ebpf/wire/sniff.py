@@ -32,6 +32,7 @@ _REQUEST_LINE = re.compile(rb"[\x21-\x7e][^\n]*[ \t\x0b\x0c\r]HTTP/[0-9]", re.IG
 # Without a version, or with another protocol's: some servers answer these as well.
 _METHODS = rb"(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|TRACE|CONNECT)"
 _BARE_REQUEST = re.compile(_METHODS + rb"[ \t\x0b\x0c\r]+(?:/|http)", re.IGNORECASE)
+_METHOD_WORDS: Final = (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT")
 _HTTP2_PREFACE_LINE: Final = b"PRI * HTTP/2.0\r"  # RFC 9113 §3.4
 
 
@@ -79,10 +80,17 @@ def _classify_text(buffer: bytes | bytearray) -> Http | Opaque | NeedMore:
         line = bytes(buffer[start:end])
         claimed = _REQUEST_LINE.match(line) or _BARE_REQUEST.match(line)
         return Http() if claimed and line != _HTTP2_PREFACE_LINE else Opaque()
-    if start < len(buffer) and not _LINE_PREFIX.fullmatch(
-        buffer, start, min(len(buffer), start + MAX_FIRST_LINE_BYTES)
-    ):
+    if start < len(buffer) and not _may_be_request(bytes(buffer[start : start + MAX_FIRST_LINE_BYTES])):
         return Opaque()
     if len(buffer) < MAX_FIRST_LINE_BYTES:
         return NEED_MORE
     raise ClientProtocolError(f"request line longer than {MAX_FIRST_LINE_BYTES} bytes", status=414)
+
+
+def _may_be_request(line: bytes) -> bool:
+    """Whether a line that is not whole yet could become one that is claimed for HTTP."""
+    if _LINE_PREFIX.fullmatch(line):
+        return True
+    word = re.split(rb"[ \t\r\x0b\x0c]", line[:16], maxsplit=1)
+    said = word[0].upper()
+    return said in _METHOD_WORDS if len(word) > 1 else any(each.startswith(said) for each in _METHOD_WORDS)

@@ -88,23 +88,29 @@ def parse_client_hello(data: bytes | bytearray) -> ClientHello | NeedMore | NotT
 
 
 def _reassemble(data: bytes | bytearray) -> bytes | NeedMore:
-    """Join the handshake fragments of the leading records until one whole handshake message is there."""
-    message = bytearray()
-    position = 0
+    """Join the handshake fragments of the leading records, once one whole handshake message is there.
+
+    Until then nothing but headers is looked at: it may take as many calls as there are bytes.
+    """
+    fragments: list[slice] = []
+    start = bytearray()
+    position = joined_bytes = 0
     for _ in range(MAX_HELLO_RECORDS):
         header = data[position : position + _RECORD_HEADER_BYTES]
         _check_record_header(header)
         if len(header) < _RECORD_HEADER_BYTES:
             return NEED_MORE
-        end = position + _RECORD_HEADER_BYTES + int.from_bytes(header[3:5], "big")
-        message += data[position + _RECORD_HEADER_BYTES : end]
-        size = _message_bytes(message)
-        if len(data) < end:
+        begin = position + _RECORD_HEADER_BYTES
+        position = begin + int.from_bytes(header[3:5], "big")
+        start += data[begin : min(position, begin + _HANDSHAKE_HEADER_BYTES - len(start))]
+        size = _message_bytes(start)
+        if len(data) < position:
             return NEED_MORE
-        if size is not None and len(message) >= size:
-            _refuse_if(len(message) > size, "another message behind the ClientHello in its record")
-            return bytes(message)
-        position = end
+        fragments.append(slice(begin, position))
+        joined_bytes += position - begin
+        if size is not None and joined_bytes >= size:
+            _refuse_if(joined_bytes > size, "another message behind the ClientHello in its record")
+            return b"".join([data[each] for each in fragments])
     raise ClientProtocolError(f"TLS ClientHello spread over more than {MAX_HELLO_RECORDS} records")
 
 

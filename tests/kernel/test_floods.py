@@ -81,8 +81,8 @@ def _flooded(world: World, kind: str) -> Flooded:
 
 
 KINDS = (
-    "idle", "idle_processes", "idle_clients_of_the_proxy", "idle_tunnels", "slow_heads", "slow_hellos", "unread",
-    "datagrams", "dns_connections",
+    "idle", "idle_processes", "idle_clients_of_the_proxy", "idle_tunnels", "half_handshakes", "slow_heads",
+    "slow_hellos", "unread", "datagrams", "dns_connections",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import os
 import resource
 import socket
 import traceback
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from kit.relaying import LIMITS, Relaying, Run, listen, run
 from nono_ebpf.relay.accept import Acceptor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 __all__ = ["run"]
 
@@ -55,6 +55,18 @@ def leave_descriptors(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
+@asynccontextmanager
+async def serving(acceptor: Acceptor) -> AsyncIterator[asyncio.Future[None]]:
+    """`acceptor` at work, and no longer when its listeners are closed."""
+    running = asyncio.ensure_future(acceptor.serve())
+    try:
+        await asyncio.sleep(0)
+        yield running
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
 @FACTORIES
 def test_out_of_descriptors_it_waits_and_does_not_spin(factory: object) -> None:
     """Who cannot be accepted stays in the backlog, at the cost of a few attempts a second, and is served afterwards."""
@@ -65,10 +77,10 @@ def test_out_of_descriptors_it_waits_and_does_not_spin(factory: object) -> None:
         release = asyncio.Event()
 
         class Counting(Acceptor):
-            async def _accept(self, listener: socket.socket) -> socket.socket | None:
+            def _accept(self, listener: socket.socket) -> socket.socket | None:
                 nonlocal attempts
                 attempts += 1
-                return await super()._accept(listener)
+                return super()._accept(listener)
 
         async def handle(connection: socket.socket) -> None:
             held.append(connection)
@@ -144,20 +156,109 @@ def test_a_newcomer_waits_only_while_nobody_can_make_room(run: Run) -> None:
 
         with ExitStack() as stack:
             listener = stack.enter_context(listen())
-            acceptor = Acceptor([listener], handle, replace(LIMITS, flows=2), make_room)
-            serving = asyncio.ensure_future(acceptor.serve())
-            for count in (1, 2):
+            async with serving(Acceptor([listener], handle, replace(LIMITS, flows=2), make_room)):
+                for count in (1, 2):
+                    stack.enter_context(socket.create_connection(listener.getsockname()))
+                    while len(gates) < count:
+                        await asyncio.sleep(0)
+                await asyncio.sleep(0.01)
+                assert asked == 0
                 stack.enter_context(socket.create_connection(listener.getsockname()))
-                while len(gates) < count:
+                while len(gates) < 3:
                     await asyncio.sleep(0)
-            await asyncio.sleep(0.01)
-            assert asked == 0
-            stack.enter_context(socket.create_connection(listener.getsockname()))
-            while len(gates) < 3:
-                await asyncio.sleep(0)
-            assert asked == 1
-            serving.cancel()
-            with suppress(asyncio.CancelledError):
-                await serving
+                assert asked == 1
+
+    run(script())
+
+
+def test_what_is_accepted_is_ready_for_relaying(run: Run) -> None:
+    """It inherits what its listener was given, and does not block."""
+
+    async def script() -> None:
+        seen = asyncio.get_running_loop().create_future()
+
+        async def handle(connection: socket.socket) -> None:
+            no_delay = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            others = [
+                connection.getsockopt(socket.SOL_SOCKET, each) for each in (socket.SO_KEEPALIVE, socket.SO_OOBINLINE)
+            ]
+            seen.set_result(([no_delay, *others], connection.getblocking()))
+
+        with listen() as listener:
+            async with serving(Acceptor([listener], handle, LIMITS)):
+                with socket.create_connection(listener.getsockname()):
+                    assert await seen == ([1, 1, 1], False)
+
+    run(script())
+
+
+def test_no_listener_waits_for_another(run: Run) -> None:
+    """With one slot and clients at two listeners, neither gets all of what becomes free."""
+
+    async def script() -> None:
+        served: list[int] = []
+        gates: list[asyncio.Event] = []
+
+        async def handle(connection: socket.socket) -> None:
+            served.append(connection.getsockname()[1])
+            gates.append(asyncio.Event())
+            await gates[-1].wait()
+
+        with ExitStack() as stack:
+            listeners = [stack.enter_context(listen()) for _ in range(2)]
+            for listener in listeners * 4:
+                stack.enter_context(socket.create_connection(listener.getsockname()))
+            async with serving(Acceptor(listeners, handle, replace(LIMITS, flows=1))):
+                for number in range(8):
+                    while len(gates) <= number:
+                        await asyncio.sleep(0)
+                    gates[number].set()
+            assert len(set(served[:4])) == 2
+
+    run(script())
+
+
+def test_draining_begins_with_who_waits(run: Run) -> None:
+    """A client that has connected is served, although the loop has not been told of it yet."""
+
+    async def script() -> None:
+        served = 0
+
+        async def handle(_: socket.socket) -> None:
+            nonlocal served
+            served += 1
+
+        with listen() as listener:
+            acceptor = Acceptor([listener], handle, LIMITS)
+            async with serving(acceptor):
+                with socket.create_connection(listener.getsockname()):
+                    await acceptor.drain(DEADLINE_S)
+                    assert served == 1
+
+    run(script())
+
+
+def test_a_broken_listener_ends_everything(run: Run) -> None:
+    """Nobody goes on with a proxy that accepts no more: its error is raised, and open connections end."""
+
+    async def script() -> None:
+        ended = asyncio.Event()
+        began = asyncio.Event()
+
+        async def handle(_: socket.socket) -> None:
+            began.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        with listen() as listener:
+            async with serving(Acceptor([listener], handle, LIMITS)) as running:
+                with socket.create_connection(listener.getsockname()):
+                    await began.wait()
+                    listener.shutdown(socket.SHUT_RDWR)
+                    with pytest.raises(OSError, match="Invalid argument"):
+                        await running
+                    assert ended.is_set()
 
     run(script())

@@ -140,7 +140,7 @@ def test_deny_beats_allow() -> None:
 
 def test_deny_on_one_port_leaves_the_others() -> None:
     """`--deny-domain 127.0.0.1:8975` refuses that port and no other."""
-    rules = policy("*:8975 *:8787", "127.0.0.1:8975")
+    rules = policy("127.0.0.1:8975 127.0.0.1:8787", "127.0.0.1:8975")
     assert denial(rules, ask("127.0.0.1", 8975)).rule
     assert isinstance(decide(rules, ask("127.0.0.1", 8787)), Permit)
 
@@ -212,8 +212,8 @@ def test_a_loopback_literal_needs_its_port_listed(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "192.168.1.5"])
 def test_a_bare_rule_does_not_hide_a_written_port(host: str) -> None:
-    """A bare rule for the host and a general rule with the port: the port counts as listed."""
-    verdict = decide(policy(f"{host} *:443"), ask(host, 443))
+    """A bare rule for the host and another with the port: the port counts as listed."""
+    verdict = decide(policy(f"{host} {host}:443"), ask(host, 443))
     assert isinstance(verdict, Permit)
 
 
@@ -255,3 +255,13 @@ def test_a_general_rule_does_not_reach_this_machine() -> None:
         own = answers("192.168.1.5", own=True, pinned=True)
         assert denial(rules, ask("192.168.1.5", 80, own)).remedy == "--allow-domain 192.168.1.5:80"
         assert isinstance(decide(rules, ask("192.168.1.5", 80, answers("192.168.1.5", pinned=True))), Permit)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "192.168.1.5"])
+def test_every_host_on_a_port_is_not_this_one(host: str) -> None:
+    """`*:9090` opens no service of this machine; what names it does."""
+    address = {"localhost": "127.0.0.1"}.get(host, host)
+    own = answers(address, own=True, pinned=True)
+    spelled = f"[{host}]:9090" if ":" in host else f"{host}:9090"
+    assert denial(policy("*:9090"), ask(host, 9090, own)).remedy == f"--allow-domain {spelled}"
+    assert isinstance(decide(policy(f"*:9090 {spelled}"), ask(host, 9090, own)), Permit)

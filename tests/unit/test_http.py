@@ -8,12 +8,15 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 from dataclasses import replace
 
 import pytest
 from kit.relaying import LIMITS, Peer, Relaying, Run, run
 
 from nono_ebpf.model import ResolvedAddress
+from nono_ebpf.relay.http import read_request_head
+from nono_ebpf.relay.stream import Stream
 from nono_ebpf.wire import http1
 
 __all__ = ["run"]
@@ -721,3 +724,29 @@ def test_a_body_of_tiny_chunks_arrives_whole(run: Run) -> None:
             assert (await client.receive_until(b"ok")).startswith(b"HTTP/1.1 200 OK\r\n")
 
     run(script())
+
+
+def test_a_dripped_head_is_parsed_by_lines_not_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sends slowly costs others no more than whoever sends at once."""
+    parsed: list[int] = []
+    parse = http1.parse_request_head
+
+    def counted(data: bytes | bytearray) -> object:
+        parsed.append(len(data))
+        return parse(data)
+
+    async def script() -> None:
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        with ours, theirs:
+            reading = asyncio.ensure_future(read_request_head(Stream(theirs), LIMITS, 5))
+            for byte in b"GET / HTTP/1.1\r\nHost: a.test\r\nX: " + b"x" * 2000 + b"\r\n\r\n":
+                ours.send(bytes((byte,)))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            head = await reading
+            assert head is not None
+            assert len(parsed) <= 6
+
+    monkeypatch.setattr(http1, "parse_request_head", counted)
+    asyncio.run(script())

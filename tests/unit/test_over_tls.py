@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
+from kit.patience import patient
 from kit.relaying import LIMITS, Peer, Run, listen, run
 
 from nono_ebpf.errors import UpstreamError
@@ -334,6 +335,22 @@ def test_what_came_before_the_break_arrives(run: Run) -> None:
             ):
                 await read_all(it.upstream)
             assert it.upstream.unread == b"x" * 500_000
+
+    run(script())
+
+
+@versions
+def test_a_break_right_behind_bytes_is_seen(run: Run, version: ssl.TLSVersion) -> None:
+    """Both arrive before we look: the loop tells of the two once."""
+
+    async def script() -> None:
+        async with tunnelled(version) as it:
+            it.relay()
+            await asyncio.sleep(0.05)
+            await it.proxy.send(b"half")
+            it.proxy.tcp.reset()
+            async with asyncio.timeout(patient(20)):
+                assert (await it.spliced()).ended == "reset"
 
     run(script())
 

@@ -70,9 +70,16 @@ def test_undecided() -> None:
 
 @pytest.mark.parametrize("data", [b"get / HTTP/1.1\r\n", b"Get / HTTP/1.1\r\n"])
 def test_a_whole_line_in_lower_case_is_for_the_strict_parser(data: bytes) -> None:
-    """In one piece it is a request; an unfinished word in lower case is not waited for."""
+    """It is a request, and so is it in pieces: some servers read it as one."""
     assert classify(data) == Http()
-    assert classify(data[:2]) == Opaque()
+    for size in range(len(data)):
+        assert classify(data[:size]) is NEED_MORE
+
+
+@pytest.mark.parametrize("data", [b"hello", b"getx", b"gets /", b"proph", b"user", b"\r\nquit"])
+def test_other_words_in_lower_case_are_not_waited_for(data: bytes) -> None:
+    """A client may open with one and wait."""
+    assert classify(data) == Opaque()
 
 
 def test_endless_first_line_is_refused() -> None:

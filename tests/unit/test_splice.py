@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kit.patience import patient
 from kit.relaying import LIMITS, Peer, Run, run
 
 from nono_ebpf.relay.splice import Pipes, Spliced, splice
@@ -164,6 +165,60 @@ def test_half_closed_flow_has_its_own_deadline(run: Run) -> None:
             link.client.finish()
             ended = await link.ended()
             assert (ended.ended, ended.problem) == ("idle", "nothing moved for 0.05 s")
+
+    run(script())
+
+
+def test_a_half_closed_flow_has_all_of_that_deadline(run: Run) -> None:
+    """However long nothing had moved before."""
+
+    async def script() -> None:
+        async with Link(half_closed_s=0.1) as link:
+            await asyncio.sleep(0.2)
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            link.client.finish()
+            assert (await link.ended()).ended == "idle"
+            assert loop.time() - began > 0.05
+
+    run(script())
+
+
+@pytest.mark.parametrize("size", [0, 1, 5000, 20_000])
+@pytest.mark.parametrize("sender", ["client", "server"])
+def test_a_reset_right_behind_bytes_ends_the_flow(run: Run, sender: str, size: int) -> None:
+    """Both arrive before we look: the loop tells of the two once."""
+
+    async def script() -> None:
+        async with Link() as link:
+            await asyncio.sleep(0.01)
+            far = link.client if sender == "client" else link.server
+            assert far.sock.send(bytes(size)) == size
+            far.reset()
+            async with asyncio.timeout(patient(20)):
+                assert (await link.ended()).ended == "reset"
+            assert link.pipes.lent == 0
+
+    run(script())
+
+
+@pytest.mark.parametrize("after", [b"", b"and the rest"], ids=["at the end", "in the middle"])
+def test_urgent_data_is_data(run: Run, after: bytes) -> None:
+    """A byte that was sent as urgent arrives in its place with all that follows, and what stopped there is no end."""
+
+    async def script() -> None:
+        async with Link() as link:
+            link.client.sock.send(b"so far")
+            link.client.sock.send(b"!", socket.MSG_OOB)
+            link.client.sock.send(after)
+            assert await link.server.receive(7 + len(after)) == b"so far!" + after
+            link.server.sock.send(b"?", socket.MSG_OOB)
+            link.server.sock.send(after)
+            link.server.finish()
+            assert await link.client.receive_all() == b"?" + after
+            link.client.finish()
+            assert await link.ended() == Spliced(7 + len(after), 1 + len(after), "eof")
+            assert link.pipes.lent == 0
 
     run(script())
 

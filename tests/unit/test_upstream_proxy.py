@@ -132,3 +132,17 @@ def test_a_proxy_at_a_metadata_address_is_refused() -> None:
         "api.example.com", 443, Identity.AUTHORITY, proxy_addresses=(ResolvedAddress(ip_address("169.254.169.254")),)
     )
     assert isinstance(decide(policy("api.example.com"), ask), Denial)
+
+
+@pytest.mark.parametrize("bypass", [(), ("*",)])
+def test_the_proxy_itself_is_no_destination(bypass: tuple[str, ...]) -> None:
+    """By its name, by its address, or by another name for that: in a tunnel to it any host could be asked for."""
+    rules = policy("*.corp:3128", "squid.corp:3128", "10.9.9.9:3128", "*:3128", bypass=bypass)
+    assert isinstance(decide(rules, Ask("squid.corp", 3128, Identity.AUTHORITY)), Denial)
+    for host in ("10.9.9.9", "alias.corp") if bypass else ("10.9.9.9",):
+        ask = Ask(host, 3128, Identity.AUTHORITY)
+        while isinstance(verdict := decide(rules, ask), Resolve):
+            ask = ask.answered(verdict, PROXY)
+        assert isinstance(verdict, Denial)
+        other = Ask(host, 3129, Identity.AUTHORITY, addresses=PROXY, proxy_addresses=PROXY)
+        assert isinstance(decide(policy(f"{host}:3129", bypass=bypass), other), Permit)
