@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nono_ebpf import __version__
-from nono_ebpf.errors import ConfigError, InvalidAuthority, LoadError, NonoError, NotSupported
+from nono_ebpf.errors import ConfigError, InvalidAuthority, LoadError, NonoError, NotSupported, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,8 +42,9 @@ rules:
   ports 80 and 443; HOST:PORT means that port alone. A denial wins over what allows. Cloud metadata services and
   link-local addresses are denied whatever a rule says, this host's own addresses unless a rule lists the port.
   @NAME stands for a group of hosts: @python @npm @github @anthropic @openai ... (see `nono-ebpf presets`).
-  http://HOST/PATH or https://HOST/PATH allows these requests only: * is any part of one segment, ** any number of them.
-  Such a host is never tunnelled, whatever else allows it. This version judges requests over plain HTTP only.
+  http://HOST means port 80 alone and https://HOST port 443, unless the URL has a port. One with a path allows these
+  requests only: * is any part of one segment, ** any number of them. Such a host is never tunnelled, whatever else
+  allows it. This version judges requests over plain HTTP only.
 
 profiles:
   Options add to what a profile says, and --network-profile, --upstream-proxy and --upstream-auth take its place.
@@ -135,7 +136,7 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
         rules,
         *("--allow-domain", "--allow-proxy", "--proxy-allow"),
         metavar="HOST[:PORT]|URL",
-        help="let it reach this host, or of a URL with a path these requests only; may be repeated",
+        help="let it reach this host, on the port of a URL, or of one with a path these requests only; may be repeated",
     )
     _add_list(rules, "--deny-domain", metavar="HOST[:PORT]", help="never this one, whatever allows it; may be repeated")
     rules.add_argument("--allow-net", action="store_true", help="every host and port but what is denied")
@@ -183,7 +184,7 @@ def _add_upstream(upstream: argparse._ArgumentGroup) -> None:
         upstream,
         *("--upstream-proxy", "--external-proxy"),
         metavar="PROXY",
-        help="reach hosts through HOST:PORT or its URL (https:// for TLS to it); env: what HTTPS_PROXY names",
+        help="reach hosts through HOST:PORT or its URL (https:// for TLS to it); env: the one that HTTPS_PROXY names",
     )
     _add_list(
         upstream,
@@ -298,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(error: Exception, status: int, hint: str = "") -> int:
     text = " ".join(f"{error}{'; ' if hint else ''}{hint}".split())
-    sys.stderr.write(f"nono-ebpf: {text}\n")
+    sys.stderr.write(f"nono-ebpf: {printable(text)}\n")
     return status
 
 

@@ -30,7 +30,7 @@ class ConfigError(NonoError):
 
     def __init__(self, where: str, problem: str, *, hint: str = "") -> None:
         self.where, self.problem, self.hint = where, problem, hint
-        super().__init__(_printable(f"{where}: {problem}" + (f"; {hint}" if hint else "")))
+        super().__init__(printable(f"{where}: {problem}" + (f"; {hint}" if hint else "")))
 
 
 class InvalidAuthority(NonoError):
@@ -49,8 +49,10 @@ class ClientProtocolError(NonoError):
         super().__init__(problem)
 
 
-def _printable(text: str) -> str:
-    """Of a profile somebody else wrote, a terminal's control characters and half characters shown as escapes."""
+def printable(text: str) -> str:
+    """What somebody else wrote, with a terminal's control characters, those that turn text around, and half characters
+    as escapes.
+    """
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nono_ebpf import run as supervisor
-from nono_ebpf.audit.record import printable
 from nono_ebpf.authority import canonical_host
 from nono_ebpf.config import load, transfer
 from nono_ebpf.config.compile import numbers
+from nono_ebpf.config.files import read_profile
 from nono_ebpf.config.options import Overrides
 from nono_ebpf.credentials import sources
-from nono_ebpf.errors import ConfigError, InvalidAuthority, KernelError
+from nono_ebpf.errors import ConfigError, InvalidAuthority, KernelError, printable
 from nono_ebpf.kernel import cgroup, libc, loader
 from nono_ebpf.sandbox import installation, sockets, streams, sudo, view
 from nono_ebpf.sandbox.init import Command
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from nono_ebpf.config.settings import Settings
     from nono_ebpf.credentials.sources import Secret
     from nono_ebpf.policy.rules import Rule
-
-_LINE_MAX = 4096  # characters of what is shown; a rule with many endpoints is long
 
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -72,7 +70,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     _check_machine()
     request.domain.check()
     for warning in settings.warnings:
-        supervisor.say(f"warning: {warning}")
+        supervisor.say(f"warning: {printable(warning)}")
     if options.dry_run:
         return _show(request, settings)
     if options.audit_log is not None:
@@ -114,7 +112,7 @@ def _read(option: str, path: str, user: User) -> bytes:
 def _settings(options: argparse.Namespace, user: User, environment: Mapping[str, str]) -> Settings:
     def read(path: str) -> bytes:
         with _rights(user):
-            return Path(path).read_bytes()
+            return read_profile(path)
 
     return load.settings(Overrides.of(options), read, home=user.home, environment=environment)
 
@@ -279,7 +277,7 @@ def _show(request: supervisor.Request, settings: Settings) -> int:
         *(f"hide      {path}" for path in masked),
         *(f"show      {path}" for path in request.view.allowed),
     ]
-    print("\n".join(printable(line, _LINE_MAX) for line in lines))  # noqa: T201  # this is the output
+    print("\n".join(map(printable, lines)))  # noqa: T201  # this is the output
     return 0
 
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nono_ebpf.config import load
+from nono_ebpf.config.files import read_profile
 from nono_ebpf.config.merge import Domain, Merged, Sourced
 from nono_ebpf.config.options import Overrides
 from nono_ebpf.config.published import json_schema
-from nono_ebpf.errors import ConfigError
+from nono_ebpf.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     import argparse
@@ -106,7 +107,7 @@ def _check(files: Sequence[str], *, as_json: bool) -> int:
 
 def _look_into(file: str, extends: Sequence[str] = ()) -> Findings:
     options = Overrides(profile=file, extends=tuple(extends))
-    found = load.examine(options, lambda path: Path(path).read_bytes(), home=str(Path.home()), environment={})
+    found = load.examine(options, read_profile, home=str(Path.home()), environment={})
     return replace(found, problems=tuple(_of_argument(each, file) for each in found.problems))
 
 
@@ -121,14 +122,14 @@ def _lines(file: str, found: Findings) -> Iterator[str]:
     for problem in found.problems:
         yield str(problem)
     if found.problems:
-        yield f"{_printable(file)}: {len(found.problems)} mistake{'s' * (len(found.problems) > 1)}"
+        yield f"{printable(file)}: {len(found.problems)} mistake{'s' * (len(found.problems) > 1)}"
         return
-    yield f"{_printable(file)}: ok"
+    yield f"{printable(file)}: ok"
     for path, keys in found.ignored.items():
         if keys:
-            yield f"{_printable(path)}: not about the network: ignored: {', '.join(keys)}"
+            yield f"{printable(path)}: not about the network: ignored: {', '.join(keys)}"
     for warning in found.settings.warnings:
-        yield f"warning: {_printable(warning)}"
+        yield f"warning: {printable(warning)}"
 
 
 def _facts(file: str, found: Findings) -> dict[str, Any]:
@@ -161,17 +162,13 @@ def _show(file: str, extends: Sequence[str], *, as_json: bool) -> int:
 
 def _table(table: Sequence[Row], *, aligned: bool) -> Iterator[str]:
     """Columns for people; tabs between them for programs."""
-    cells = [(place, json.dumps(value), _printable(source)) for place, value, source in table]
+    cells = [(place, json.dumps(value), printable(source)) for place, value, source in table]
     if not aligned:
         yield from ("\t".join(each) for each in cells)
         return
     widths = [max((len(each[column]) for each in cells), default=0) for column in (0, 1)]
     for place, value, source in cells:
         yield f"{place:<{widths[0]}}  {value:<{widths[1]}}  {source}"
-
-
-def _printable(text: str) -> str:
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _write_json(value: Sequence[Any] | Mapping[str, Any]) -> None:

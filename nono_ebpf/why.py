@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from nono_ebpf.authority import Authority, canonical_host, host_address, split_port
 from nono_ebpf.config import load
+from nono_ebpf.config.files import read_profile
 from nono_ebpf.config.options import Overrides
 from nono_ebpf.dns.resolver import HostResolver
-from nono_ebpf.errors import ClientProtocolError, ConfigError, UpstreamError
+from nono_ebpf.errors import ClientProtocolError, ConfigError, UpstreamError, printable
 from nono_ebpf.model import Identity
 from nono_ebpf.policy.decide import Ask, Denial, DenialCategory, Permit, Resolve, decide
 from nono_ebpf.policy.endpoints import Request
@@ -45,7 +46,7 @@ def main(options: argparse.Namespace) -> int:
     settings = _settings(options)
     policy = settings.policy
     for warning in settings.warnings:
-        sys.stderr.write(f"nono-ebpf: warning: {warning}\n")
+        sys.stderr.write(f"nono-ebpf: warning: {printable(warning)}\n")
     verdict: Permit | Denial | UpstreamError
     try:
         verdict = asyncio.run(_judge(policy, ask, parse_pinned(options.resolve)))
@@ -66,10 +67,7 @@ def _authority(text: str, port: int | None, default_port: int) -> Authority:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    def read(path: str) -> bytes:
-        return Path(path).read_bytes()
-
-    return load.settings(Overrides.of(options), read, home=str(Path.home()), environment=os.environ)
+    return load.settings(Overrides.of(options), read_profile, home=str(Path.home()), environment=os.environ)
 
 
 def _request(method: str | None, path: str | None) -> Request | None:
@@ -148,5 +146,5 @@ def _text(facts: dict[str, Any]) -> str:
 def _shown(facts: dict[str, Any], key: str) -> str:
     value: str | Sequence[str] = facts[key]
     if key == "rule":
-        return f"{value}  ({facts['rule_source']})"
-    return value if isinstance(value, str) else ", ".join(value)
+        return printable(f"{value}  ({facts['rule_source']})")
+    return printable(value if isinstance(value, str) else ", ".join(value))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -63,10 +64,10 @@ class Compiler:
 
     def opened(self) -> Iterator[Rule]:
         """What `open_port` opens: the same port of the host's loopback, by every name of it."""
-        for each in self.open_ports():
+        for each, numbers in _apart(self.open_ports()):
             first, last = each.value
             text = f"open_port {first}" if first == last else f"open_port {first}-{last}"
-            ports = frozenset(range(first, last + 1))
+            ports = frozenset(numbers)
             for host in ("localhost", "127.0.0.1", "::1"):
                 yield Rule(host, ports, text, each.source, names_port=True)
 
@@ -166,7 +167,17 @@ def _mistake(compute: Callable[..., object], entry: no_proxy.Entry) -> ConfigErr
 
 def numbers(ports: Ports) -> frozenset[int]:
     """Every port of the ranges."""
-    return frozenset(port for each in ports for port in range(each.value[0], each.value[1] + 1))
+    return frozenset(chain.from_iterable(each for _, each in _apart(ports)))
+
+
+def _apart(ports: Ports) -> Iterator[tuple[Sourced[tuple[int, int]], range]]:
+    """The ranges by port, each with those of its ports that none before it has: together no more than there are."""
+    done = 0
+    for each in sorted(ports, key=lambda each: each.value):
+        first, last = each.value
+        if last > done:
+            yield each, range(max(first, done + 1), last + 1)
+            done = last
 
 
 def _single(ports: tuple[Sourced[int], ...]) -> Ports:

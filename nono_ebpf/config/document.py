@@ -15,8 +15,8 @@ from nono_ebpf.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Ours: a profile is some kilobytes.
-_MAX_BYTES = 1 << 20
+# Ours: a profile is some kilobytes. nono's: its reader of JSON goes no deeper.
+MAX_BYTES, _MAX_DEPTH = 1 << 20, 128
 _STRING = r'"(?:[^"\\]|\\.)*+"?'
 _COMMENTS = re.compile(rf"(?P<kept>{_STRING})|//[^\n]*|/\*(?:.*?\*/|(?P<open>.*))", re.DOTALL)
 _COMMAS = re.compile(rf"(?P<kept>{_STRING})|,(?=\s*[}}\]])", re.DOTALL)
@@ -31,8 +31,8 @@ class JsonObject(dict[str, object]):
 
 def parse(text: bytes, path: str) -> object:
     """The value that the file at `path` has. Raises ConfigError: it is no JSON, or too large to be meant."""
-    if len(text) > _MAX_BYTES:
-        raise ConfigError(path, f"it is larger than {_MAX_BYTES} bytes")
+    if len(text) > MAX_BYTES:
+        raise ConfigError(path, f"it is larger than {MAX_BYTES} bytes")
     try:
         decoded = text.decode("utf-8")
         document: object = json.loads(
@@ -42,19 +42,50 @@ def parse(text: bytes, path: str) -> object:
         )
     except (ValueError, RecursionError) as error:
         raise ConfigError(path, f"not JSON: {error}") from error
+    if _is_too_deep(document):
+        raise ConfigError(path, f"it is nested more than {_MAX_DEPTH} deep")
     return document
 
 
 def twice_written(document: object) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Every key that is written again in its object, and the way there."""
-    pending: list[tuple[tuple[str | int, ...], object]] = [((), document)]
+    # A way is a link to the container's own, so that it costs no more where a million values have it in common.
+    pending: list[tuple[_Link | None, object]] = [(None, document)]
     while pending:
-        place, value = pending.pop()
+        link, value = pending.pop()
         if isinstance(value, JsonObject):
-            yield from ((place, key) for key in value.twice)
-            pending += [((*place, key), each) for key, each in value.items()]
-        elif isinstance(value, list):
-            pending += [((*place, index), each) for index, each in enumerate(value)]
+            yield from ((_way(link), key) for key in value.twice)
+        pending += [((link, part), each) for part, each in _containers(value)]
+
+
+# The link of the container around, and the key or index there.
+_Link = tuple["_Link | None", str | int]
+
+
+def _way(link: _Link | None) -> tuple[str | int, ...]:
+    parts: list[str | int] = []
+    while link is not None:
+        link, part = link
+        parts.append(part)
+    return tuple(reversed(parts))
+
+
+def _containers(value: object) -> list[tuple[str | int, object]]:
+    """The objects and arrays right inside of `value`."""
+    if isinstance(value, JsonObject):
+        return [(key, each) for key, each in value.items() if isinstance(each, (dict, list))]
+    if isinstance(value, list):
+        return [(index, each) for index, each in enumerate(value) if isinstance(each, (dict, list))]
+    return []
+
+
+def _is_too_deep(document: object) -> bool:
+    level = [document]
+    for _ in range(_MAX_DEPTH):
+        level = [each for value in level for _, each in _containers(value)]
+        if not level:
+            return False
+    return True
 
 
 def _without(what: re.Pattern[str], text: str) -> str:

@@ -1,35 +1,38 @@
 """The upstream proxy that the environment names, for `--upstream-proxy env`.
 
-HTTPS_PROXY, then https_proxy, read once: `[http[s]://]HOST:PORT[/]`, whose scheme says nothing, since the proxy itself
-is spoken to in clear. NO_PROXY, then no_proxy: each entry is for the host and for every name below it, `*` for all.
-Nothing is left out that cannot be read: what should go through a proxy never goes direct by mistake.
+HTTPS_PROXY, then https_proxy, read once: `[http[s]://]HOST:PORT[/]`, where https is TLS to the proxy itself, as in the
+option. An empty variable counts as one. NO_PROXY, then no_proxy: each entry is for the host and for every name below
+it, `*` for all. Nothing is left out that cannot be read: what should go through a proxy never goes direct by mistake.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nono_ebpf.errors import ConfigError
 from nono_ebpf.policy.upstream_proxy import Bypass, UpstreamProxy, joined, parse_bypass, parse_upstream_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_SCHEME = re.compile(r"https?://", re.IGNORECASE)
+_PROXY = ("HTTPS_PROXY", "https_proxy")
 
 
 def from_environment(environment: Mapping[str, str]) -> UpstreamProxy | None:
     """None when there is none. Raises ConfigError, whose `where` is the variable: it cannot be read."""
-    name, text = _first(environment, "HTTPS_PROXY", "https_proxy")
-    address = text.strip()
-    if not address:
+    name, text = _first(environment, *_PROXY)
+    if not text.strip():
         return None
-    if "@" in address:
-        raise ConfigError(name, "it has credentials in it", hint="name where they are kept: --upstream-auth REF")
-    proxy = parse_upstream_proxy(_SCHEME.sub("", address, count=1) if _SCHEME.match(address) else address, name)
+    proxy = parse_upstream_proxy(text.strip(), name)
     return replace(proxy, bypass=_bypass(*_first(environment, "NO_PROXY", "no_proxy")))
+
+
+def why_none(environment: Mapping[str, str]) -> str:
+    """A clause, where `from_environment` finds no proxy."""
+    name, hidden = _PROXY
+    if environment.get(hidden, "").strip():
+        return f"{name} is empty, and hides {hidden}"
+    return f"{name} is not set"
 
 
 def _first(environment: Mapping[str, str], *names: str) -> tuple[str, str]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nono_ebpf.config.document import MAX_BYTES
 from nono_ebpf.config.kinds import check_profile, is_profile_name, is_profile_path
 from nono_ebpf.config.merge import Merged, merge, of_document
 from nono_ebpf.config.presets import likeliest, network_policy
@@ -22,16 +24,21 @@ from nono_ebpf.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    # Raises OSError, FileNotFoundError among them.
+    from nono_ebpf.config.kinds import Limit
+
+    # Raises OSError, FileNotFoundError among them. `nono_ebpf.config.files.read_profile` with somebody's rights.
     Read = Callable[[str], bytes]
 
-_MAX_DEPTH, _MAX_FILES = 10, 64  # nono's; ours, far beyond any that somebody wrote
+_MAX_DEPTH, _MAX_BASES = 10, 64  # nono's; ours, far beyond any that somebody wrote
 _PROFILES = ".config/nono/profiles"
 
 
 @dataclass(slots=True)
 class Library:
-    """The profiles that were read: by `read`, those without a path from below `home`. Everything wrong is collected."""
+    """The profiles that were read: by `read`, those without a path from below `home`. Everything wrong is collected.
+
+    All of them together are bounded, in bytes, in bases, and in values that take time.
+    """
 
     read: Read
     home: str
@@ -40,6 +47,9 @@ class Library:
     warnings: list[str] = field(default_factory=list)
     _texts: dict[str, bytes | None] = field(default_factory=dict)
     _merged: dict[str, _Resolved] = field(default_factory=dict)
+    _bases_left: int = _MAX_BASES
+    _bytes_left: int = MAX_BYTES
+    _counted: Counter[Limit] = field(default_factory=Counter)
 
     def resolve(self, profile: str | None, extends: Sequence[str]) -> Merged:
         """The profile that `--profile` names, on top of its bases and then of those that `--extends` names."""
@@ -67,9 +77,16 @@ class Library:
 
     def _fold(self, path: str | None, names: Sequence[tuple[str, str]], chain: tuple[str, ...]) -> _Resolved:
         """The bases that the file `path` names, each on top of those before it."""
-        found = [self._base(name, source, path, chain) for name, source in names]
+        found = [self._base(name, source, path, chain) for name, source in self._affordable(_last(names))]
         height = max((each.height + 1 for each in found), default=0)
         return _Resolved(reduce(merge, [each.merged for each in found], Merged()), height)
+
+    def _affordable(self, names: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        if len(names) > self._bases_left:
+            self.problems.append(_too_many(names[self._bases_left][1]))
+            names = names[: self._bases_left]
+        self._bases_left -= len(names)
+        return names
 
     def _base(self, name: str, source: str, path: str | None, chain: tuple[str, ...]) -> _Resolved:
         try:
@@ -87,18 +104,18 @@ class Library:
             circle = " -> ".join([*chain[chain.index(path) :], path])
             raise ConfigError(source, f"the profiles extend each other in a circle: {circle}")
         if path not in self._merged:
-            if len(chain) > _MAX_DEPTH or len(self.documents) >= _MAX_FILES:
-                raise _too_deep(source)
+            if len(chain) > _MAX_DEPTH:
+                raise _too_many(source)
             document = self._examined(text, path)
             bases = self._fold(path, _bases(document), (*chain, path))
             self._merged[path] = _Resolved(merge(bases.merged, of_document(document)), bases.height)
         known = self._merged[path]
         if len(chain) + known.height > _MAX_DEPTH:
-            raise _too_deep(source)
+            raise _too_many(source)
         return known
 
     def _examined(self, text: bytes, path: str) -> Document:
-        document, problems = examine(text, path)
+        document, problems = examine(text, path, self._counted)
         self.documents[path] = document
         self.problems += problems
         return document
@@ -126,12 +143,20 @@ class Library:
         """What the file has, read once; None when there is none."""
         if path not in self._texts:
             try:
-                self._texts[path] = self.read(path)
+                self._texts[path] = self._counted_text(path, source)
             except (FileNotFoundError, NotADirectoryError):
                 self._texts[path] = None
             except OSError as error:
                 raise ConfigError(source, f"{path}: {error.strerror}") from error
         return self._texts[path]
+
+    def _counted_text(self, path: str, source: str) -> bytes:
+        text = self.read(path)
+        self._bytes_left -= len(text)
+        if self._bytes_left < 0:
+            whole = path if len(text) > MAX_BYTES else f"{path} and what was read before it"
+            raise ConfigError(source, f"{whole}: more than {MAX_BYTES} bytes")
+        return text
 
     def _missing(self, name: str, source: str, path: str | None) -> _Resolved:
         built_in = network_policy().built_in_profiles
@@ -160,5 +185,10 @@ def _bases(document: Document) -> list[tuple[str, str]]:
     return [(name, document.place("extends", index)) for index, name in enumerate(extends or ())]
 
 
-def _too_deep(source: str) -> ConfigError:
-    return ConfigError(source, f"more than {_MAX_DEPTH} profiles extend each other, or more than {_MAX_FILES} at all")
+def _last(names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Each name where it was written last, and so holds; its source is where it was written first."""
+    return list(reversed(dict(reversed(names)).items()))
+
+
+def _too_many(source: str) -> ConfigError:
+    return ConfigError(source, f"more than {_MAX_DEPTH} profiles extend each other, or more than {_MAX_BASES} at all")

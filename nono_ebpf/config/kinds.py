@@ -7,7 +7,9 @@ and the check that decides. A check takes the value and where it stands, and rai
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from msgspec import Meta
 
@@ -22,12 +24,17 @@ from nono_ebpf.policy.rules import parse_allow_rule, parse_deny_rule
 from nono_ebpf.policy.upstream_proxy import parse_bypass, parse_upstream_proxy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
-    Check = Callable[[Any, str], object]
+Check = Callable[[Any, str], object]
 
+LIMIT = "limit"  # of an annotation
 SERVICE_NAME = r"^[A-Za-z0-9_.-]+$"
 _TOKEN = r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$"  # noqa: S105  # RFC 9110 §5.6.2
+# What says where a profile is, and what may be its name.
+_PROFILE = r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$|/|\.jsonc?$"
+# An asterisk stands in front, alone or before a dot.
+_HOST_PATTERN = r"^([^*]|\*$|\*[.:])[^*]*$"
 _HOSTS = (
     "A host: NAME, *.NAME (any depth below it, not itself), an address, * for every host, each with :PORT for that "
     "port alone; or @NAME for a preset. nono's own groups are also known without the @."
@@ -41,6 +48,30 @@ _FRAMING = frozenset(
         *("upgrade", "te", "trailer", "keep-alive"),
     )
 )
+
+
+def _one(_value: object) -> int:
+    return 1
+
+
+class Limit(NamedTuple):
+    """How much there may be of a kind in a profile and its bases: `weight` of each value, `most` of them together.
+
+    Ours, and far beyond any that somebody wrote: the time that some take grows with the square of their number.
+    """
+
+    most: int
+    of: str
+    weight: Callable[[Any], int] = _one
+
+    def __str__(self) -> str:
+        return f"a profile and its bases have at most {self.most} {self.of}"
+
+
+def _spelled_out(path: str) -> int:
+    """At least as many characters as there are in what a glob stands for, every choice written out."""
+    choices = prod([part.count(",") + 1 for part in path.split("{")[1:]])
+    return len(path) * choices << min(path.count("**"), 16)
 
 
 def is_profile_name(text: str) -> bool:
@@ -109,7 +140,15 @@ def _matching(pattern: str, problem: str, hint: str) -> Check:
     return check
 
 
-def _kind(title: str, description: str, check: Check, *examples: str, pattern: str = "", names: Any = ()) -> Meta:  # noqa: ANN401
+def _kind(
+    title: str,
+    description: str,
+    check: Check,
+    *examples: str,
+    pattern: str = "",
+    names: Sequence[str] = (),
+    limit: Limit | None = None,
+) -> Meta:
     more: dict[str, Any] = {"pattern": pattern} if pattern else {}
     if names:
         more["enum"] = list(names)
@@ -118,7 +157,7 @@ def _kind(title: str, description: str, check: Check, *examples: str, pattern: s
         description=description,
         examples=list(examples) or None,
         extra_json_schema=more or None,
-        extra={"check": check},
+        extra={"check": check} | ({LIMIT: limit} if limit else {}),
     )
 
 
@@ -129,9 +168,20 @@ def _pattern(title: str, description: str, pattern: str, problem: str, hint: str
 _check_header = _matching(_TOKEN, "is no name of a header field", "it has letters, digits and !#$%&'*+-.^_`|~ only")
 
 AllowedHost = Annotated[
-    str, _kind("Allowed host", _HOSTS, check_allowed, "api.example.com", "*.example.com", "@github")
+    str,
+    _kind(
+        "Allowed host",
+        _HOSTS,
+        check_allowed,
+        *("api.example.com", "*.example.com", "@github"),
+        pattern=_HOST_PATTERN,
+        limit=Limit(5000, "hosts that are allowed"),
+    ),
 ]
-DeniedHost = Annotated[str, _kind("Denied host", _HOSTS, check_denied, "gist.github.com", "*.ads.example.com")]
+DeniedHost = Annotated[
+    str,
+    _kind("Denied host", _HOSTS, check_denied, *("gist.github.com", "*.ads.example.com"), pattern=_HOST_PATTERN),
+]
 Method = Annotated[
     str,
     _kind("HTTP method", "In any case; * is every method.", _check_method, "GET", "*", pattern=_TOKEN),
@@ -144,16 +194,19 @@ PathGlob = Annotated[
         _check_path,
         *("/v1/**", "/repos/*/issues"),
         pattern="^[/*]",
+        limit=Limit(100_000, "characters of paths, with every choice spelled out", _spelled_out),
     ),
 ]
-Port = Annotated[int, Meta(title="Port", description="A TCP port.", ge=1, le=65535)]
+Port = Annotated[
+    int, Meta(title="Port", description="A TCP port.", ge=1, le=65535, extra={LIMIT: Limit(2000, "ports")})
+]
 PortRange = Annotated[
     tuple[Port, Port],
     Meta(
         title="Ports",
         description="The first and the last of a range of TCP ports.",
         examples=[[3000, 3010]],
-        extra={"check": _check_range},
+        extra={"check": _check_range} | {LIMIT: Limit(500, "ranges of ports")},
     ),
 ]
 NoProxyEntry = Annotated[
@@ -163,6 +216,7 @@ NoProxyEntry = Annotated[
         "A name of one label, an address, or .domain (*.domain) for the names below it.",
         parse_entry,
         *("redis", ".svc.cluster.local"),
+        limit=Limit(200, "entries of no_proxy"),
     ),
 ]
 UpstreamProxyAddress = Annotated[
@@ -176,7 +230,13 @@ UpstreamProxyAddress = Annotated[
 ]
 BypassEntry = Annotated[
     str,
-    _kind("Bypass", "A host, *.domain, an address or a network.", parse_bypass, "*.corp.example", "10.0.0.0/8"),
+    _kind(
+        "Bypass",
+        "A host, *.domain, an address or a network.",
+        parse_bypass,
+        *("*.corp.example", "10.0.0.0/8"),
+        limit=Limit(1000, "entries of upstream_bypass"),
+    ),
 ]
 ReadableReference = Annotated[
     str,
@@ -269,6 +329,7 @@ Origin = Annotated[
         parse_origin,
         "https://api.example.com",
         pattern="^[Hh][Tt][Tt][Pp][Ss]://[^/?#]+/?$",
+        limit=Limit(500, "origins"),
     ),
 ]
 UpgradePath = Annotated[
@@ -304,6 +365,7 @@ ProfileName = Annotated[
         "NAME (NAME.json beside this file, else in ~/.config/nono/profiles), or the path of a .json file.",
         check_profile,
         *("base", "./shared/base.json"),
+        pattern=_PROFILE,
     ),
 ]
 Word = Annotated[str, Meta(description="Not empty.", min_length=1)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from nono_ebpf.config.compile import Compiler
-from nono_ebpf.config.environment import from_environment
+from nono_ebpf.config.environment import from_environment, why_none
 from nono_ebpf.config.extends import Library
 from nono_ebpf.config.options import FROM_ENVIRONMENT, Overrides, merged_with
 from nono_ebpf.config.settings import Settings
@@ -59,6 +59,8 @@ def examine(overrides: Overrides, read: Read, *, home: str, environment: Mapping
     found = _settings(compiler, overrides, upstream_proxy)
     if overrides.block_net:
         found = _blocked(found)
+    elif found.upstream_auth is not None and upstream_proxy is None and not problems:
+        problems.append(_useless(found.upstream_auth.source))
     said = (*library.warnings, *warnings(merged, library.documents.values(), found))
     ignored = {path: ignored_keys(document.profile) for path, document in library.documents.items()}
     return Findings(replace(found, warnings=tuple(dict.fromkeys(said))), merged, tuple(problems), ignored)
@@ -107,9 +109,15 @@ def _upstream_proxy(
         return proxy
     if named is not None:
         return compiler.with_bypass(named)
-    if proxy is None:
-        said.append("--upstream-proxy env: HTTPS_PROXY is not set, so hosts are reached directly")
+    road = "directly" if proxy is None else f"through {proxy}"
+    said.append(f"--upstream-proxy env: {why_none(environment)}, so hosts are reached {road}")
     return proxy
+
+
+def _useless(source: str) -> ConfigError:
+    """Told only when all else is sound: a proxy that is mistaken is none either."""
+    hint = "name one with upstream_proxy or --upstream-proxy"
+    return ConfigError(source, "there is no upstream proxy to use it for", hint=hint)
 
 
 def _first(problems: Sequence[ConfigError], profile: str | None) -> ConfigError:

@@ -13,13 +13,15 @@ from nono_ebpf.config.schema import Endpoint
 from nono_ebpf.credentials.sources import parse_reference
 from nono_ebpf.errors import ConfigError
 from nono_ebpf.policy.endpoints import ANY_METHOD, parse_endpoint_rule
+from nono_ebpf.policy.rules import parse_allow_rule
 from nono_ebpf.policy.upstream_proxy import parse_bypass, parse_upstream_proxy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 # The value of --upstream-proxy that stands for what the environment names.
 FROM_ENVIRONMENT = "env"
+_PORTS: Mapping[str, int] = {"http": 80, "https": 443}
 _URL = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)", re.DOTALL
 )
@@ -75,7 +77,7 @@ def merged_with(base: Merged, options: Overrides, problems: list[ConfigError]) -
 
 
 def parse_allowed(text: str, source: str) -> Domain:
-    """A host, or a URL whose path is the only one that is allowed; without a path any is.
+    """A host, or a URL: on its scheme's port alone unless it has one, and with its path alone unless it has none.
 
     Raises ConfigError: neither.
     """
@@ -83,14 +85,19 @@ def parse_allowed(text: str, source: str) -> Domain:
     if match is None:
         check_allowed(text, source)
         return Domain(text, source)
-    if match["scheme"].lower() not in {"http", "https"} or match["rest"] or "@" in match["authority"]:
+    port = _PORTS.get(match["scheme"].lower())
+    if port is None or match["rest"] or "@" in match["authority"]:
         hint = "write http://HOST[:PORT]/PATH or https://HOST[:PORT]/PATH without a query"
         raise ConfigError(source, "the URL says more than a host and a path", hint=hint)
-    check_allowed(match["authority"], source)
+    host = (
+        match["authority"]
+        if parse_allow_rule(match["authority"], source).names_port
+        else f"{match['authority']}:{port}"
+    )
     if match["path"] in {"", "/"}:
-        return Domain(match["authority"], source)
+        return Domain(host, source)
     parse_endpoint_rule(ANY_METHOD, match["path"], source)
-    return Domain(match["authority"], source, (Sourced(Endpoint(ANY_METHOD, match["path"]), source),))
+    return Domain(host, source, (Sourced(Endpoint(ANY_METHOD, match["path"]), source),))
 
 
 class _Sound:

@@ -18,8 +18,8 @@ from nono_ebpf.config.references import needs_variable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Of an annotation: other names of the key, whether its value may be a secret, whether it is none of our business.
-ALIASES, SECRET, IGNORED = "aliases", "secret", "ignored"
+# Of an annotation: other names of the key, whether it is none of our business.
+ALIASES, IGNORED = "aliases", "ignored"
 _MANY = 1_000_000_000  # ours: no count that somebody means is larger
 
 
@@ -85,12 +85,10 @@ class OAuth2(Config, frozen=True):
 
     token_url: Annotated[kinds.ServiceUrl, _about("Where tokens are to be had.")]
     client_id: Annotated[str, _about("The client's id, or a reference to it.")] = ""
-    client_secret: Annotated[str, Meta(description="A reference to the client's secret.", extra={SECRET: True})] = ""
+    client_secret: Annotated[str, _about("A reference to the client's secret.")] = ""
     scope: Annotated[str, _about("Scopes, separated by blanks.")] = ""
     client_assertion: Annotated[ClientAssertion | None, _about("In place of client_id and client_secret.")] = None
-    extra_params: Annotated[
-        dict[str, str], Meta(description="Further fields of the exchange.", extra={SECRET: True})
-    ] = {}
+    extra_params: Annotated[dict[str, str], _about("Further fields of the exchange.")] = {}
 
     def problems(self) -> Iterator[Problem]:
         """An id and a secret, or an assertion."""

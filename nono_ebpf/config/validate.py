@@ -9,22 +9,29 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 from msgspec import inspect
 
 from nono_ebpf.config.document import parse, twice_written
+from nono_ebpf.config.kinds import LIMIT
 from nono_ebpf.config.presets import nearest
-from nono_ebpf.config.schema import ALIASES, IGNORED, SECRET, Config, Profile
+from nono_ebpf.config.schema import ALIASES, IGNORED, Config, Profile
 from nono_ebpf.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from nono_ebpf.config.kinds import Limit
+
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_$-]+")
 _MAX_SHOWN = 60
+_MAX_NAME = 256  # ours, in characters: each place below a name repeats it
+_MAX_MISTAKES = 500  # in one file: nobody reads more
 _TYPE: Final = cast("inspect.StructType", inspect.type_info(Profile))
 # What stands for a value that is not sound.
 _UNSOUND: Final = object()
@@ -52,16 +59,21 @@ class Document:
         return f"{self.path}: {written}" if written else self.path
 
 
-def examine(text: bytes, path: str) -> tuple[Document, list[ConfigError]]:
-    """The profile in `text` without what is unsound, and why that is; `path` is only used to name it."""
+def examine(text: bytes, path: str, counted: Counter[Limit] | None = None) -> tuple[Document, list[ConfigError]]:
+    """The profile in `text` without what is unsound, and why that is; `path` is only used to name it.
+
+    `counted`: how much there was of what is limited, in this file and in others.
+    """
     try:
         document = parse(text, path)
     except ConfigError as error:
         return Document(Profile(), path), [error]
-    walk = _Walk(path)
-    for parts, key in twice_written(document):
-        walk.note(_Place().at(*parts), f"the key {key!a} is written twice")
+    walk = _Walk(path, Counter() if counted is None else counted)
+    for parts, key in islice(twice_written(document), _MAX_MISTAKES):
+        walk.note(_Place().at(*parts), f"the key {_cut(key, _MAX_SHOWN)!a} is written twice")
     found = walk.value(document, _TYPE, _Place())
+    if walk.is_full:
+        walk.problems.append(ConfigError(path, "there are more mistakes than these"))
     profile = Profile() if found is _UNSOUND else msgspec.convert(found, Profile)
     return Document(profile, path, walk.keys, walk.indexes), walk.problems
 
@@ -83,7 +95,6 @@ class _Place:
 
     written: str = ""
     canonical: str = ""
-    secret: bool = False
 
     def at(self, *parts: str | int) -> _Place:
         place = self
@@ -91,18 +102,23 @@ class _Place:
             place = place.below(part, part)
         return place
 
-    def below(self, written: str | int, canonical: str | int, *, secret: bool = False) -> _Place:
-        return _Place(_joined(self.written, written), _joined(self.canonical, canonical), self.secret or secret)
+    def below(self, written: str | int, canonical: str | int) -> _Place:
+        return _Place(_joined(self.written, written), _joined(self.canonical, canonical))
 
 
 class _Walk:
     """One document on its way along the types."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, counted: Counter[Limit]) -> None:
+        self._path, self._counted = path, counted
         self.problems: list[ConfigError] = []
         self.keys: dict[str, str] = {}
         self.indexes: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are so many mistakes that no more are looked for."""
+        return len(self.problems) >= _MAX_MISTAKES
 
     def note(self, place: _Place, problem: str, hint: str = "") -> object:
         """Write a mistake down; the value is unsound."""
@@ -115,11 +131,15 @@ class _Walk:
         kind = _bare(kind)
         if said.get(IGNORED):
             return True
+        if self.is_full:
+            return _UNSOUND
         if isinstance(kind, inspect.UnionType):
             branch = next((each for each in kind.types if _accepts(each, value)), None)
             return self._unexpected(value, kind, place) if branch is None else self.value(value, branch, place)
         if not _accepts(kind, value):
             return self._unexpected(value, kind, place)
+        if (limit := said.get(LIMIT)) and self._exceeds(limit, value):
+            return self.note(place, "that is too much", str(limit))
         found = self._of_kind(value, kind, place)
         if found is not _UNSOUND and "check" in said:
             try:
@@ -128,6 +148,10 @@ class _Walk:
                 self.problems.append(error)
                 return _UNSOUND
         return found
+
+    def _exceeds(self, limit: Limit, value: object) -> bool:
+        self._counted[limit] += limit.weight(value)
+        return self._counted[limit] > limit.most
 
     def _of_kind(self, value: Any, kind: inspect.Type, place: _Place) -> object:  # noqa: ANN401
         match kind:
@@ -140,7 +164,7 @@ class _Walk:
             case inspect.TupleType():
                 return self._tuple(value, kind, place)
             case inspect.LiteralType() if value not in kind.values:
-                problem = f"{self._shown(value, place)} is not known here"
+                problem = f"{json.dumps(_cut(value, _MAX_SHOWN))} is not known here"
                 return self.note(place, problem, nearest(value, map(str, kind.values)))
             case inspect.IntType():
                 within = (kind.ge is None or kind.ge <= value) and (kind.le is None or value <= kind.le)
@@ -160,12 +184,14 @@ class _Walk:
         found: dict[str, object] = {}
         written: dict[str, str] = {}
         for key, item in value.items():
+            if self.is_full:
+                return _UNSOUND
             if key not in fields:
                 self.note(place.below(key, key), "no such key", nearest(key, fields))
                 continue
             each = fields[key]
             name = each.encode_name
-            below = place.below(key, name, secret=bool(_annotations(each.type).get(SECRET)))
+            below = place.below(key, name)
             if name in written:
                 self.note(below, f"the same as {written[name]}", "write one of them")
                 continue
@@ -194,9 +220,15 @@ class _Walk:
         pattern = kind.key_type.pattern if isinstance(kind.key_type, inspect.StrType) else None
         found: dict[str, object] = {}
         for key, item in value.items():
+            if self.is_full:
+                return _UNSOUND
             below = place.below(key, key)
-            if not _is_text(key) or (pattern and not re.fullmatch(pattern.removesuffix("$"), key)):
-                self.note(below, f"{key!a} is no name for this", "letters, digits and _" if pattern else "")
+            if len(key) > _MAX_NAME:
+                self.note(below, f"the name has more than {_MAX_NAME} characters")
+            elif not _is_text(key) or (pattern and not re.fullmatch(pattern.removesuffix("$"), key)):
+                self.note(
+                    below, f"{_cut(key, _MAX_SHOWN)!a} is no name for this", "letters, digits and _" if pattern else ""
+                )
             elif (sound := self.value(item, kind.value_type, below)) is not _UNSOUND:
                 found[key] = sound
         return found
@@ -207,6 +239,8 @@ class _Walk:
         kept: list[object] = []
         indexes: list[int] = []
         for index, item in enumerate(value):
+            if self.is_full:
+                return _UNSOUND
             if (sound := self.value(item, kind.item_type, place.below(index, len(kept)))) is not _UNSOUND:
                 kept.append(sound)
                 indexes.append(index)
@@ -224,17 +258,7 @@ class _Walk:
         return _UNSOUND if any(each is _UNSOUND for each in found) else found
 
     def _unexpected(self, value: object, kind: inspect.Type, place: _Place) -> object:
-        return self.note(place, f"expected {_expected(kind)}, got {self._shown(value, place)}")
-
-    def _shown(self, value: object, place: _Place) -> str:
-        if isinstance(value, dict):
-            return "an object"
-        if isinstance(value, list):
-            return "an array"
-        if place.secret:
-            return "something else"
-        text = json.dumps(value)
-        return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+        return self.note(place, f"expected {_expected(kind)}, got {_sort(value, kind)}")
 
     def _source(self, place: _Place) -> str:
         return f"{self._path}: {place.written}" if place.written else self._path
@@ -243,9 +267,21 @@ class _Walk:
 def _joined(place: str, part: str | int) -> str:
     if isinstance(part, int):
         return f"{place}[{part}]"
+    part = _cut(part, _MAX_NAME)
     if not _PLAIN_KEY.fullmatch(part):
         return f"{place}[{json.dumps(part)}]"
     return f"{place}.{part}" if place else part
+
+
+def _cut(text: str, size: int) -> str:
+    return text if len(text) <= size else f"{text[:size]}..."
+
+
+def _sort(value: object, expected: inspect.Type) -> str:
+    """What `value` is, without saying it: the file may be another than was meant, and have secrets in it."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return "another number" if isinstance(_bare(expected), inspect.IntType) else "a number"
+    return next(name for types, name in _SORTS if isinstance(value, types))
 
 
 def _bare(kind: inspect.Type) -> inspect.Type:
@@ -285,6 +321,13 @@ def _expected(kind: inspect.Type) -> str:
     return _JSON[type(kind)][1]
 
 
+_SORTS: tuple[tuple[type, str], ...] = (
+    (bool, "true or false"),
+    (str, "a string"),
+    (dict, "an object"),
+    (list, "an array"),
+    (type(None), "null"),
+)
 _JSON: Mapping[type[inspect.Type], tuple[tuple[type, ...], str]] = {
     inspect.AnyType: ((object,), "anything"),
     inspect.BoolType: ((bool,), "true or false"),

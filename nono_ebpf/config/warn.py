@@ -29,6 +29,10 @@ def warnings(merged: Merged, documents: Collection[Document], found: Settings) -
         if rule.endpoints:
             yield f"{rule.source}: requests to {rule.text} are judged over plain HTTP only, and TLS to it is refused"
     policy = found.policy
+    if policy.upstream_proxy and policy.upstream_proxy.bypass.everything:
+        yield f"nothing goes through the upstream proxy {policy.upstream_proxy}: * is to be reached without it"
+    if merged.block and policy.allow.rules:
+        yield f"{merged.block.source}: what is listed is allowed all the same, as in nono; --block-net allows nothing"
     if documents and not (policy.allow.rules or policy.deny.rules or merged.block):
         yield "nothing is reachable: no host is allowed (nono would allow every one)"
 

@@ -51,30 +51,23 @@ class Globs:
     """
 
     def __init__(self, globs: Iterable[tuple[str, bool]]) -> None:
-        self._size = 0
-        self._repeating = self._starts = self._ends = 0
-        self._literal: dict[str, int] = {}
-        self._judged: dict[Callable[[str], bool], int] = {}
+        elements: list[_Element | None] = []  # None is the end of one of them
         for text, crosses in globs:
             if len(text) > _MAX_LENGTH or _CONTROL.search(text):
                 raise ValueError(f"it has control characters, or more than {_MAX_LENGTH} in all")
             for each in _choices(text):
-                self._add(_elements(each, crosses=crosses))
-
-    def _add(self, elements: Iterable[_Element]) -> None:
-        """Bit i of a state: what was read fits everything before element i. Behind the last one is the end."""
-        self._starts |= 1 << self._size
-        for element in elements:
-            bit = 1 << self._size
-            self._size += 1
-            if element.repeats:
-                self._repeating |= bit
-            if isinstance(element.accepts, str):
-                self._literal[element.accepts] = self._literal.get(element.accepts, 0) | bit
-            else:
-                self._judged[element.accepts] = self._judged.get(element.accepts, 0) | bit
-        self._ends |= 1 << self._size
-        self._size += 1
+                elements += [*_elements(each, crosses=crosses), None]
+        # Bit i of a state: what was read fits everything before element i.
+        ends = [i for i, each in enumerate(elements) if each is None]
+        self._ends = _bits(ends)
+        self._starts = _bits([0, *(i + 1 for i in ends[:-1])]) if ends else 0
+        self._repeating = _bits([i for i, each in enumerate(elements) if each and each.repeats])
+        places: dict[_Accepts, list[int]] = {}
+        for i, element in enumerate(elements):
+            if element:
+                places.setdefault(element.accepts, []).append(i)
+        self._literal = {accepts: _bits(found) for accepts, found in places.items() if isinstance(accepts, str)}
+        self._judged = [(accepts, _bits(found)) for accepts, found in places.items() if not isinstance(accepts, str)]
 
     def matches(self, path: str) -> bool:
         """Whether the whole of `path` is as one of them says."""
@@ -96,7 +89,7 @@ class Globs:
 
     def _accepting(self, character: str) -> int:
         mask = self._literal.get(character, 0)
-        for accepts, bits in self._judged.items():
+        for accepts, bits in self._judged:
             if accepts(character):
                 mask |= bits
         return mask
@@ -106,6 +99,14 @@ class Globs:
 def compile_globs(globs: tuple[tuple[str, bool], ...]) -> Globs:
     """The same for the same, for as long as the process lives: globs are the operator's."""
     return Globs(globs)
+
+
+def _bits(places: list[int]) -> int:
+    """An integer with these bits."""
+    octets = bytearray(places[-1] // 8 + 1 if places else 0)
+    for place in places:
+        octets[place // 8] |= 1 << place % 8
+    return int.from_bytes(octets, "little")
 
 
 def _choices(text: str) -> Iterator[str]:

@@ -162,7 +162,7 @@ def _parse(text: str, source: str) -> tuple[str, int | None]:
         host, port = split_port(text)
         return _pattern(host), port
     except InvalidAuthority as error:
-        raise ConfigError(source, f"{text!a} is not a host rule: {error.problem}", hint=_EXPECTED) from error
+        raise ConfigError(source, f"{text[:300]!a} is not a host rule: {error.problem}", hint=_EXPECTED) from error
 
 
 def _pattern(host: str) -> str:

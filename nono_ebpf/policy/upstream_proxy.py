@@ -68,14 +68,13 @@ class UpstreamProxy:
 
 def parse_upstream_proxy(text: str, source: str) -> UpstreamProxy:
     """`text` as a proxy without a bypass. Raises ConfigError, whose `where` is `source`."""
+    if "@" in text or "%" in text:  # escaped, too; and no other message repeats what may be a password
+        raise ConfigError(source, "it has credentials in it", hint="name where they are kept: --upstream-auth REF")
     scheme, separator, rest = text.rpartition("://")
     if separator and scheme.lower() not in {"http", "https"}:
         raise ConfigError(source, f"{scheme!a} is no scheme of an HTTP proxy", hint=_EXPECTED_PROXY)
-    rest = rest.removesuffix("/")
-    if "@" in rest:
-        raise ConfigError(source, "it has credentials in it", hint="name where they are kept: --upstream-auth REF")
     try:
-        authority = parse_authority(rest, None)
+        authority = parse_authority(rest.removesuffix("/"), None)
     except InvalidAuthority as error:
         raise ConfigError(source, f"{text!a} is not a proxy: {error.problem}", hint=_EXPECTED_PROXY) from error
     return UpstreamProxy(authority.host, authority.port, tls=scheme.lower() == "https")

@@ -313,6 +313,21 @@ def test_open_ports_are_the_hosts_loopback() -> None:
             assert reachable(found.policy, host, port, address="127.0.0.1") is expected
 
 
+def test_ports_that_several_ranges_have_are_opened_once() -> None:
+    """However they overlap: rules and numbers are no more than there are ports, and each has the place it came from."""
+    ranges = ", ".join(f"[{first}, {first + 400}]" for first in range(1, 201))
+    found = load(network(f'"open_port": [150], "open_port_range": [{ranges}], "listen_port_range": [{ranges}]'))
+    everything = frozenset(range(1, 601))
+    assert numbers(found.open_ports) == numbers(found.listen_ports) == everything
+    for host in ("localhost", "127.0.0.1", "::1"):
+        rules = [rule for rule in found.policy.allow.rules if rule.pattern == host]
+        assert sum(len(rule.ports or ()) for rule in rules) == 600
+        assert frozenset().union(*(rule.ports or () for rule in rules)) == everything
+    rule = found.policy.allow.match("localhost", 402)
+    assert rule is not None
+    assert (rule.text, rule.source) == ("open_port 2-402", "p.json: network.open_port_range[1]")
+
+
 def test_listen_ports_allow_no_connection() -> None:
     """They are for whoever restricts listening."""
     found = load(network('"listen_port": [3000], "listen_port_range": [[4000, 4001]]'), listen_port=(5000,))
@@ -365,6 +380,7 @@ def test_allow_net_leaves_endpoints_of_a_host_alone() -> None:
             "p.json: network.credentials[0]: credential github: credentials are not injected yet; connections to api.g",
         ),
         ('"allow_domain": ["*"]', "p.json: network.allow_domain[0]: * allows every host"),
+        ('"block": true, "allow_domain": ["a.com"]', "p.json: network.block: what is listed is allowed all the same"),
         ("", "nothing is reachable: no host is allowed (nono would allow every one)"),
     ],
 )

@@ -274,6 +274,31 @@ def test_a_profile_extends_so_many_and_no_more() -> None:
     assert "more than 64 at all" in files.mistake()
 
 
+def test_a_base_that_is_named_again_counts_once() -> None:
+    """Where it was named last; and all names in all files are counted, not only the files they lead to."""
+    files = Files(
+        p=net(["a", "b"] * 1000 + ["a"]),
+        a=net(allow_domain=["a.com"], upstream_proxy="a.corp:1"),
+        b=net(allow_domain=["b.com"], upstream_proxy="b.corp:1"),
+    )
+    found = files.load()
+    assert sorted(hosts(found)) == ["a.com", "b.com"]
+    assert str(found.policy.upstream_proxy) == "a.corp:1"
+    many = Files(b0=net(), **{f"b{i}": net([f"b{j}" for j in range(i)]) for i in range(1, 20)})
+    assert many.examine("b9.json").problems == ()
+    assert [each.problem for each in many.examine("b19.json").problems].count(
+        "more than 10 profiles extend each other, or more than 64 at all"
+    )
+
+
+def test_what_is_limited_is_limited_over_all_files() -> None:
+    """Bases are no way around it."""
+    bases = {f"b{i}": net(no_proxy=[f"h{i}-{j}" for j in range(150)]) for i in range(2)}
+    files = Files(p=net(["b0", "b1"]), **bases)
+    assert files.examine("b0.json").problems == ()
+    assert files.mistake().startswith("b1.json: network.no_proxy[50]: that is too much")
+
+
 def test_an_option_adds_bases() -> None:
     """Behind those of the file, and below the file itself; without a file they are all there is."""
     files = Files(

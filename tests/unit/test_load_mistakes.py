@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -30,9 +31,13 @@ def of_network(**keys: Any) -> dict[str, str]:
         ('{"network": {"allow_domian": []}}', "network.allow_domian", "no such key; did you mean allow_domain?"),
         ('{"netwrok": {}}', "netwrok", "did you mean network?"),
         ('{"network": {"zzz": 1}}', "network.zzz", "known: allow_domain, allow_http2, allow_port, "),
-        ('{"network": {"allow_domain": ["a", 1]}}', "network.allow_domain[1]", "expected a string or an object, got 1"),
-        ('{"network": {"deny_domain": "a"}}', "network.deny_domain", 'expected an array, got "a"'),
-        ('{"network": {"block": "yes"}}', "network.block", 'expected true or false, got "yes"'),
+        (
+            '{"network": {"allow_domain": ["a", 1]}}',
+            "network.allow_domain[1]",
+            "expected a string or an object, got a number",
+        ),
+        ('{"network": {"deny_domain": "a"}}', "network.deny_domain", "expected an array, got a string"),
+        ('{"network": {"block": "yes"}}', "network.block", "expected true or false, got a string"),
         ('{"network": null}', "network", "expected an object, got null"),
         ("[]", "", "expected an object, got an array"),
         ('{"network": {}, "network": {}}', "", "'network' is written twice"),
@@ -47,6 +52,7 @@ def of_network(**keys: Any) -> dict[str, str]:
         (b"\xff\xfe{\x00}\x00", "", "not JSON"),
         (b"[" * 100_000, "", "not JSON"),
         (b" " * (1 << 20) + b"{}", "", "larger than 1048576 bytes"),
+        (b'{"meta": ' + b"[" * 128 + b"]" * 128 + b"}", "", "nested more than 128 deep"),
         ('{"extends": []}', "extends", "it is empty"),
         ('{"extends": ["a", "b c"]}', "extends[1]", "names no profile"),
         ('{"extends": "-x"}', "extends", "names no profile"),
@@ -73,11 +79,11 @@ def test_a_mistake_is_located(text: str | bytes, where: str, part: str) -> None:
         ("deny_domain", [{"domain": "a"}], "deny_domain[0]", "expected a string, got an object"),
         ("network_profile", "develper", "network_profile", "did you mean developer?"),
         ("credentials", ["a/b"], "credentials[0]", "is no name of a credential"),
-        ("open_port", [0], "open_port[0]", "expected a number from 1 to 65535, got 0"),
-        ("open_port", [65536], "open_port[0]", "got 65536"),
-        ("open_port", [True], "open_port[0]", "got true"),
-        ("open_port", [80.5], "open_port[0]", "got 80.5"),
-        ("open_port", ["80"], "open_port[0]", 'got "80"'),
+        ("open_port", [0], "open_port[0]", "expected a number from 1 to 65535, got another number"),
+        ("open_port", [65536], "open_port[0]", "got another number"),
+        ("open_port", [True], "open_port[0]", "got true or false"),
+        ("open_port", [80.5], "open_port[0]", "got another number"),
+        ("open_port", ["80"], "open_port[0]", "got a string"),
         ("open_port_range", [[5, 3]], "open_port_range[0]", "5 is above 3; write [3, 5]"),
         ("listen_port_range", [[1]], "listen_port_range[0]", "expected 2 values, got 1"),
         ("listen_port_range", [[1, "2"]], "listen_port_range[0][1]", "got"),
@@ -167,7 +173,65 @@ def test_what_is_not_about_the_network_is_left_alone() -> None:
     assert ignored_keys(document.profile) == ["filesystem", "env_credentials", "interactive"]
 
 
-def test_long_values_are_cut_in_what_is_said() -> None:
-    """A line stays a line."""
-    found = of_network(block="x" * 10_000)
-    assert len(found["block"]) < 200
+@pytest.mark.parametrize("value", ["s3cret", 5432167, ["s3cret"], {"s3cret": 1}, None, True, 1.5])
+def test_a_value_of_another_type_is_not_repeated(value: Any) -> None:
+    """The file may be another than was meant, with secrets in it."""
+    sorts = "a string|another number|an array|an object|null|true or false"
+    for key in ("block", "allow_domain", "tls_intercept", "open_port"):
+        for line in of_network(**{key: value}).values():
+            assert "s3cret" not in line.removeprefix('p.json: network["s3cret"]').partition(".s3cret")[0]
+            assert "5432167" not in line
+    (line,) = of_network(open_port=[value if value != 5432167 else 70000]).values()
+    assert re.search(f"got ({sorts})$", line)
+
+
+def test_long_values_and_names_are_cut_in_what_is_said() -> None:
+    """A line stays a line, and a place a place."""
+    long = "x" * 10_000
+    for found in (
+        of_network(tls_intercept={"ca_lifecycle": long}),
+        of_network(**{long: 1}),
+        of_network(custom_credentials={long: {"upstrm": 1}}),
+        mistakes(f'{{"meta": {{"{long}": [{{"{long}": 1, "{long}": 1}}]}}}}'),
+    ):
+        assert found
+        assert all(len(line) < 1500 for line in found.values())
+
+
+def test_no_more_mistakes_are_listed_than_somebody_reads() -> None:
+    """Their number is bounded, and that there are more is said; so is what every place of them repeats."""
+    for text in (
+        json.dumps({f"k{index}": 1 for index in range(2000)}),
+        json.dumps({"network": {"allow_domain": [1] * 2000}}),
+        json.dumps({"network": {"custom_credentials": {f"k {index}": 1 for index in range(2000)}}}),
+        '{"meta": [' + '{"a": 1, "a": 1},' * 2000 + "0]}",
+    ):
+        _, problems = examine(text.encode(), "p.json")
+        assert len(problems) == 501
+        assert str(problems[-1]) == "p.json: there are more mistakes than these"
+
+
+@pytest.mark.parametrize(
+    ("network", "where", "limit"),
+    [
+        ({"allow_domain": [f"h{i}.com" for i in range(5001)]}, "allow_domain[5000]", "5000 hosts that are allowed"),
+        ({"no_proxy": [f"h{i}" for i in range(201)]}, "no_proxy[200]", "200 entries of no_proxy"),
+        (
+            {"upstream_bypass": [f"h{i}.com" for i in range(1001)]},
+            "upstream_bypass[1000]",
+            "1000 entries of upstream_bypass",
+        ),
+        ({"open_port": list(range(1, 2002))}, "open_port[2000]", "2000 ports"),
+        ({"open_port_range": [[i, 65535] for i in range(1, 502)]}, "open_port_range[500]", "500 ranges of ports"),
+        (
+            {"allow_domain": [{"domain": "a.com", "paths": [f"/{i}/{'{a,b}' * 6}/{'x' * 300}" for i in range(5)]}]},
+            "allow_domain[0].paths[4]",
+            "100000 characters of paths, with every choice spelled out",
+        ),
+    ],
+)
+def test_what_takes_time_is_limited(network: dict[str, Any], where: str, limit: str) -> None:
+    """Where the work grows with the square of a number, or with choices, there is an end that is told."""
+    found = of_network(**network)
+    assert list(found) == [where]
+    assert found[where].endswith(f"that is too much; a profile and its bases have at most {limit}")

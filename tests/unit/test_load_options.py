@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from nono_ebpf.cli import build_parser
 from nono_ebpf.config.environment import from_environment
-from nono_ebpf.config.load import settings
+from nono_ebpf.config.load import examine, settings
 from nono_ebpf.config.merge import Sourced
 from nono_ebpf.config.options import Overrides, parse_allowed
 from nono_ebpf.config.schema import Endpoint
@@ -30,18 +30,22 @@ def load(environment: dict[str, str] | None = None, **options: object) -> Settin
 @pytest.mark.parametrize(
     ("text", "host", "paths"),
     [
-        pytest.param("https://github.com/x/**", "github.com", ["/x/**"], id="P4"),
-        pytest.param("https://api.example.com/", "api.example.com", [], id="P4-root"),
-        pytest.param("https://api.example.com", "api.example.com", [], id="P4-no-path"),
-        pytest.param("https://github.com/org/repo/tree/**", "github.com", ["/org/repo/tree/**"], id="P4-deep"),
+        pytest.param("https://github.com/x/**", "github.com:443", ["/x/**"], id="P4"),
+        pytest.param("https://api.example.com/", "api.example.com:443", [], id="P4-root"),
+        pytest.param("https://api.example.com", "api.example.com:443", [], id="P4-no-path"),
+        pytest.param("https://github.com/org/repo/tree/**", "github.com:443", ["/org/repo/tree/**"], id="P4-deep"),
         pytest.param("github.com", "github.com", [], id="P4-host"),
+        ("http://a.com/v1", "a.com:80", ["/v1"]),
+        ("http://github", "github:80", []),
+        ("http://[2001:db8::7]", "[2001:db8::7]:80", []),
+        ("https://*.a.com/x", "*.a.com:443", ["/x"]),
         ("http://a.com:8080/v1/{a,b}", "a.com:8080", ["/v1/{a,b}"]),
         ("HTTPS://[2001:db8::7]:8443/v1", "[2001:db8::7]:8443", ["/v1"]),
         ("*.a.com:22", "*.a.com:22", []),
     ],
 )
 def test_a_url_with_a_path_allows_these_requests_only(text: str, host: str, paths: list[str]) -> None:
-    """With any method; a URL without a path is its host."""
+    """With any method, on the port of its scheme or the one that is written; without a path, any connection there."""
     found = parse_allowed(text, "--allow-domain")
     assert found.host == host
     assert found.endpoints == tuple(Sourced(Endpoint("*", path), "--allow-domain") for path in paths)
@@ -57,6 +61,9 @@ def test_a_url_with_a_path_allows_these_requests_only(text: str, host: str, path
         "https://a b/x",
         "https://a.com/[x",
         "https:///x",
+        "https://2001:db8::7/x",
+        "https://@github/x",
+        "https://a.com:/x",
     ],
 )
 def test_a_url_that_says_more_is_refused(text: str) -> None:
@@ -67,12 +74,17 @@ def test_a_url_that_says_more_is_refused(text: str) -> None:
 
 
 def test_a_url_narrows_what_a_profile_allows() -> None:
-    """P4: the host of a profile with the path of an option has that path only."""
-    text = b'{"network": {"allow_domain": ["github.com"]}}'
-    options = Overrides(profile="p.json", allow_domain=("https://GitHub.com/x/**",))
-    rules = settings(options, lambda _: text, home="/h", environment={}).policy.allow.rules
-    assert [[str(each) for each in rule.endpoints] for rule in rules] == [["* /x/**"]]
-    assert rules[0].source == "--allow-domain"
+    """P4: the host of a profile with the path of an option has that path only, where the URL is about the port."""
+    text = b'{"network": {"allow_domain": ["github.com", "a.com:80"]}}'
+    options = Overrides(profile="p.json", allow_domain=("https://GitHub.com/x/**", "http://A.com/y"))
+    allow = settings(options, lambda _: text, home="/h", environment={}).policy.allow
+    for host, port, endpoints in (
+        *(("github.com", 443, ["* /x/**"]), ("github.com", 80, [])),
+        *(("a.com", 80, ["* /y"]), ("a.com", 443, [])),
+    ):
+        rules = allow.with_endpoints(host, port)
+        assert [str(each) for rule in rules for each in rule.endpoints] == endpoints
+        assert {rule.source for rule in rules} <= {"--allow-domain"}
 
 
 def test_the_upstream_proxy_of_an_option_replaces_the_profiles() -> None:
@@ -110,6 +122,51 @@ def test_an_environment_without_one_leaves_the_profiles() -> None:
     assert found.warnings == ("--upstream-proxy env: HTTPS_PROXY is not set, so hosts are reached directly",)
 
 
+@pytest.mark.parametrize("options", [{}, {"profile": "p.json"}])
+def test_an_empty_variable_hides_the_other_and_that_is_told(options: dict[str, str]) -> None:
+    """As to other programs, empty means none; somebody may have meant the other spelling."""
+    environment = {"HTTPS_PROXY": " ", "https_proxy": "e.corp:1"}
+    found = settings(Overrides(upstream_proxy="env", **options), lambda _: PROFILE, home="/h", environment=environment)  # type: ignore[arg-type]
+    road = "through profile.corp:3128" if options else "directly"
+    assert found.warnings[0] == (
+        f"--upstream-proxy env: HTTPS_PROXY is empty, and hides https_proxy, so hosts are reached {road}"
+    )
+
+
+def test_a_proxy_that_is_asked_for_nothing_is_told() -> None:
+    """Somebody who names one expects it to be used."""
+    line = "nothing goes through the upstream proxy e.corp:1: * is to be reached without it"
+    assert line in load({"HTTPS_PROXY": "e.corp:1", "NO_PROXY": "a.com, *"}, upstream_proxy="env").warnings
+    assert line in load(upstream_proxy="e.corp:1", upstream_bypass=("*",)).warnings
+    assert line not in load({"HTTPS_PROXY": "e.corp:1", "NO_PROXY": "a.com"}, upstream_proxy="env").warnings
+
+
+def test_the_scheme_of_a_variable_is_obeyed() -> None:
+    """With https, credentials go to the proxy inside TLS, and never in clear."""
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        for text, tls in (("HTTPS://e.corp:1", True), ("http://e.corp:1", False), ("e.corp:1", False)):
+            proxy = load({name: text}, upstream_proxy="env", upstream_auth="env://X").policy.upstream_proxy
+            assert proxy is not None
+            assert proxy.tls is tls
+
+
+def test_credentials_need_a_proxy() -> None:
+    """What `run` would refuse is found by whoever checks a profile; a mistaken proxy is told alone."""
+    text = b'{"network": {"upstream_auth": "env://X"}}'
+
+    def problems(**options: Any) -> list[str]:
+        given = Overrides(profile="p.json", **options)
+        return [str(each) for each in examine(given, lambda _: text, home="/h", environment={}).problems]
+
+    hint = "there is no upstream proxy to use it for; name one with upstream_proxy or --upstream-proxy"
+    assert problems() == [f"p.json: network.upstream_auth: {hint}"]
+    assert problems(upstream_auth="env://Y") == [f"--upstream-auth: {hint}"]
+    assert problems(upstream_proxy="env") == [f"p.json: network.upstream_auth: {hint}"]
+    assert problems(upstream_proxy="p.corp:1") == []
+    assert problems(block_net=True) == []
+    assert [line.partition(":")[0] for line in problems(upstream_proxy="p.corp")] == ["--upstream-proxy"]
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
@@ -125,10 +182,9 @@ def test_an_environment_without_one_leaves_the_profiles() -> None:
     ],
 )
 def test_the_variables_are_read_as_other_programs_read_them(environment: dict[str, str], expected: str | None) -> None:
-    """HTTPS_PROXY, then https_proxy; blanks around it are nothing; its scheme says nothing."""
+    """HTTPS_PROXY, then https_proxy; blanks around it are nothing."""
     found = from_environment(environment)
     assert (None if found is None else str(found)) == expected
-    assert found is None or not found.tls
 
 
 @pytest.mark.parametrize(
@@ -142,6 +198,7 @@ def test_the_variables_are_read_as_other_programs_read_them(environment: dict[st
             ":8080",
             "http://u:p://x@y",
         ),
+        *("user:pass%40proxy.corp", "u:pass@p:1://x", "u:pass%2540p", "https://u:pass@p:1", "http://u:p%40x:1/"),
     ],
 )
 def test_a_variable_that_cannot_be_read_is_a_mistake(text: str) -> None:
@@ -245,6 +302,8 @@ def test_a_port_that_is_none_is_a_mistake(port: str, capsys: pytest.CaptureFixtu
     [
         ({"network_profile": "develop"}, "--network-profile"),
         ({"upstream_proxy": "x"}, "--upstream-proxy"),
+        ({"upstream_proxy": "user:password@p:1://x"}, "--upstream-proxy"),
+        ({"upstream_proxy": "user:password%40p"}, "--upstream-proxy"),
         ({"upstream_bypass": ("a b",)}, "--upstream-bypass"),
         ({"upstream_auth": "user:password"}, "--upstream-auth"),
         ({"upstream_auth": "keyring_entry"}, "--upstream-auth"),

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -40,7 +45,7 @@ def test_every_mistake_is_a_line(directory: Path, capsys: pytest.CaptureFixture[
     assert (status, err) == (2, "")
     assert out.splitlines() == [
         "bad.json: network.allow_domian: no such key; did you mean allow_domain?",
-        "bad.json: network.block: expected true or false, got 1",
+        "bad.json: network.block: expected true or false, got a number",
         "bad.json: netwrok: no such key; did you mean network?",
         "bad.json: 3 mistakes",
         "good.json: ok",
@@ -192,6 +197,86 @@ def test_a_terminal_gets_no_control_characters(directory: Path, capsys: pytest.C
     _, out, err = run(capsys, "check", name)
     assert "\x1b" not in out + err
     assert "\x07" not in out + err
+
+
+def test_what_is_shown_turns_no_text_around(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """C1, DEL and bidirectional characters of a profile's text are escapes, in every form that `show` has."""
+    nasty = "a\u009b31m\u202ecilbup\x7f\u2066b"
+    auth = {"token_url": "https://c.com", "client_id": nasty, "client_secret": "env://X", "extra_params": {nasty: "x"}}
+    keys = {"custom_credentials": {"c": {"upstream": "https://c.com", "auth": auth}}}
+    name = write(directory, f"p{nasty}.json", {"network": keys, "command_policies": {}})
+    for action in (["check"], ["check", "--json"], ["show"], ["show", "--json"]):
+        status, out, err = run(capsys, *action, name)
+        assert status == 0
+        assert "cilbup" in out
+        assert all(each.isprintable() for line in (out + err).split("\n") for each in line.replace("\t", ""))
+
+
+def test_what_is_no_file_is_not_read(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither a pipe that nobody writes to, nor a device without an end, nor a socket; as a profile or as its base."""
+    os.mkfifo(directory / "pipe.json")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind("socket.json")
+    listener.close()
+    for path in ("./pipe.json", "/dev/zero", "./socket.json"):
+        base = write(directory, "p.json", {"extends": path})
+        for file in (base, path):
+            status, out, _ = run(capsys, "check", file)
+            assert status == 2
+            assert re.search("not a regular file|No such device or address", out), out
+            assert out.splitlines()[-1] == f"{file}: 1 mistake"
+
+
+def test_a_file_that_is_too_large_is_read_no_further(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Alone, and with what it extends; a hole of a terabyte is refused at its first mebibyte."""
+    with (directory / "hole.json").open("wb") as file:
+        file.truncate(1 << 40)
+    half = json.dumps({"meta": "x" * 600_000})
+    for name in ("a.json", "b.json"):
+        (directory / name).write_text(half)
+    for file, line in (
+        ("hole.json", "hole.json: more than 1048576 bytes"),
+        (write(directory, "p.json", {"extends": "./hole.json"}), "p.json: extends: hole.json: more than 1048576 bytes"),
+        (
+            write(directory, "q.json", {"extends": ["./a.json", "./b.json"]}),
+            "q.json: extends[1]: b.json and what was read before it: more than 1048576 bytes",
+        ),
+    ):
+        status, out, _ = run(capsys, "check", file)
+        assert (status, out.splitlines()) == (2, [line, f"{file}: 1 mistake"])
+    assert run(capsys, "check", "a.json")[0] == 0
+
+
+HOSTILE = {
+    "nested": b'{"meta":' + b"[" * 900 + b"1," * 500_000 + b"1" + b"]" * 900 + b"}",
+    "nested_less": b'{"meta":' + b"[" * 120 + b"1," * 500_000 + b"1" + b"]" * 120 + b"}",
+    "twice": b'{"meta":' + b"[" * 120 + b'{"a":1,"a":1},' * 70_000 + b"1" + b"]" * 120 + b"}",
+    "long_place": b'{"network":{"custom_credentials":{"'
+    + b"k" * 500_000
+    + b'":{'
+    + b"".join(b'"%d":1,' % i for i in range(50_000))
+    + b'"b":1}}}}',
+    "ranges": json.dumps({"network": {"open_port_range": [[1 + i, 65535] for i in range(300)]}}).encode(),
+    "choices": json.dumps(
+        {"network": {"allow_domain": [{"domain": "a.com", "paths": [f"/{i}" + "{a,b}" * 6 for i in range(9000)]}]}}
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_profile_takes_much_memory(directory: Path, name: str) -> None:
+    """A mebibyte of the worst is judged, or refused, in 512 of them."""
+    (directory / "p.json").write_bytes(HOSTILE[name])
+    code = "import sys; from nono_ebpf.cli import main; sys.exit(main(['profile', 'check', 'p.json']))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29)); {code}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode in {0, 2}, done.stderr[-500:]
+    assert done.stdout
 
 
 def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
