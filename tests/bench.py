@@ -54,7 +54,7 @@ def connect():
 
 def bulk(length):
     with connect() as s:
-        s.sendall(b"d%020d" % length)
+        s.sendall(b"\\0d%020d" % length)
         buffer, got = bytearray(1 << 20), 0
         while n := s.recv_into(buffer, 0, socket.MSG_TRUNC):
             got += n
@@ -63,7 +63,7 @@ def bulk(length):
 def rate(count):
     for _ in range(count):
         with connect() as s:
-            s.sendall(b"p")
+            s.sendall(b"\\0p")
             assert s.recv(1) == b"p"
 
 def rates(count):
@@ -80,12 +80,15 @@ with multiprocessing.Pool(clients) as pool:
 
 
 def serve(listener: socket.socket) -> None:
-    """The server process: `p` is answered by `p`, `dN` by N bytes."""
+    """The server process: `p` is answered by `p`, `dN` by N bytes.
+
+    Both have a zero in front, or they could become requests, and the proxy would wait for more.
+    """
     block = memoryview(bytearray(1 << 20))
     while True:
         client, _ = listener.accept()
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if client.recv(1) == b"p":
+        if client.recv(2, socket.MSG_WAITALL) == b"\0p":
             client.sendall(b"p")
             client.close()
         else:

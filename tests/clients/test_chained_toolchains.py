@@ -211,6 +211,8 @@ def test_the_proxy_is_gone(
     for errand, step in zip(wanted, run.steps(), strict=True):
         assert step.returncode != 0, (errand, step)
         reasons = {each.get("reason") for each in run.flows("allow", target=errand.task.host) if each["event"] != "dns"}
-        assert reasons == {f"connect {errand.target}: the upstream proxy {PROXY} failed: Connection refused"}
+        expected = f"connect {errand.target}: the upstream proxy {PROXY} "
+        assert reasons, (errand, step)
+        assert all(reason is not None and reason.startswith(expected) for reason in reasons), reasons
     assert (callers, world.seen, office.proxy.asked) == ([], [], [])
     assert_only_the_proxy_was_dialled(wire)
