@@ -10,17 +10,10 @@ from fuzz.targets import CORPUS, NAMES, examples, target
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Findings whose repair is still to come, with the reason. An entry that no longer fails is an error.
-_PRODUCT_IS_WRONG: dict[str, str] = {}
+EXAMPLES = [pytest.param(name, path, id=f"{name}/{path.name}") for name in NAMES for path in examples(name)]
 
 
-def _param(name: str, path: Path) -> object:
-    key = f"{name}/{path.name}"
-    wrong = _PRODUCT_IS_WRONG.get(key)
-    return pytest.param(name, path, id=key, marks=pytest.mark.xfail(reason=wrong, strict=True) if wrong else ())
-
-
-@pytest.mark.parametrize(("name", "path"), [_param(name, path) for name in NAMES for path in examples(name)])
+@pytest.mark.parametrize(("name", "path"), EXAMPLES)
 def test_a_kept_input_breaks_no_promise(name: str, path: Path) -> None:
     """What was found once is not found again."""
     target(name).check(path.read_bytes())
@@ -38,7 +31,5 @@ def test_no_seed_breaks_a_promise(name: str) -> None:
 
 
 def test_every_kept_input_has_a_target() -> None:
-    """No example lies where nothing replays it, and no note is about an example that is gone."""
+    """No example lies where nothing replays it."""
     assert {path.name for path in CORPUS.iterdir()} <= set(NAMES)
-    kept = {f"{name}/{path.name}" for name in NAMES for path in examples(name)}
-    assert set(_PRODUCT_IS_WRONG) <= kept
