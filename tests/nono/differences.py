@@ -43,6 +43,11 @@ def _writes_port(case: Case) -> bool:
     return any(rule.port == case.port for rule in case.covering())
 
 
+def _names_service(case: Case) -> bool:
+    """Whether a rule writes both the port and a host: `*:PORT` is every other one."""
+    return any(rule.port == case.port and rule.pattern != "*" for rule in case.covering())
+
+
 def _is_own(case: Case) -> bool:
     return any(address.is_loopback for address in case.addresses)
 
@@ -82,7 +87,7 @@ DIFFERENCES = [
         "own services",
         "a wildcard or a bare host does not open what listens on this machine's loopback",
         False,
-        lambda case: _is_own(case) and not _writes_port(case),
+        lambda case: _is_own(case) and not _names_service(case),
     ),
     Difference(
         "rebinding",
