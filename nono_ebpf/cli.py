@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 USAGE_ERROR, OUR_FAULT = 2, 125
 PORT_MAX = 65535
+DAYS_MAX = 365  # nono's
 
 _DESCRIPTION = """\
 A network sandbox for untrusted programs. Every TCP connection of the command, whatever client makes it and
@@ -30,6 +31,7 @@ nothing but loopback. Nothing is reachable but what a rule allows; without a rul
 _WHY_DESCRIPTION = """\
 Judge HOST as a sandbox with these rules would, and say which rule decides and what would change that. It is the same
 function that judges connections; a name that the rules allow is looked up, so that its addresses are judged as well.
+With --method or --path it is about one request, inside TLS but on port 80, and says whose credential is put in.
 Exit status: 0 allowed, 1 denied.
 """
 _PROFILE_DESCRIPTION = """\
@@ -44,12 +46,32 @@ rules:
   @NAME stands for a group of hosts: @python @npm @github @anthropic @openai ... (see `nono-ebpf presets`).
   http://HOST means port 80 alone and https://HOST port 443, unless the URL has a port. One with a path allows these
   requests only: * is any part of one segment, ** any number of them. Such a host is never tunnelled, whatever else
-  allows it. This version judges requests over plain HTTP only.
+  allows it.
+
+interception:
+  TLS is ended by the proxy for hosts with endpoint rules, for services with a credential and for hosts of --intercept,
+  and for no other: there every request is judged and logged, and sent on over TLS that is verified. The CA that
+  clients see is made for the run, is good for these hosts alone, and is in the bundles that the command is shown.
+  A client that pins certificates or needs HTTP/2 fails there; everything else is tunnelled unread.
+
+credentials:
+  --credential SERVICE lets the command use a service whose key it never has. It calls the host as always, or
+  <SERVICE>_BASE_URL; where a client wants a key, it finds the session token in the usual variable (OPENAI_API_KEY,
+  ANTHROPIC_API_KEY, GITHUB_TOKEN ...), which is worth nothing elsewhere. The proxy takes the token out and puts the
+  credential in, over verified TLS to this service only. A request that shows any other credential is refused (401), one
+  that no endpoint rule allows as well (403), and while the credential cannot be had, all are (503): none is ever sent
+  without it. A service is allowed by being used; --deny-domain wins.
+  Where a credential is kept is a reference, never the secret: env://NAME (taken out of the command's environment),
+  file:///path (hidden from the command, read again when it changes), op://vault/item/field, bw://item/field,
+  keyring://service/account or the account's name alone, systemd-creds://NAME, credentials-directory://NAME.
+  `nono-ebpf credential set|list|test NAME` keeps some and tries them. Services of your own are a profile's
+  custom_credentials.
 
 profiles:
   Options add to what a profile says, and --network-profile, --upstream-proxy and --upstream-auth take its place.
   `nono-ebpf profile check FILE` finds every mistake in one. nono's other names of options are taken as well:
-  --allow-proxy, --proxy-allow, --external-proxy, --external-proxy-bypass, --allow-port, --allow-bind, --net-block.
+  --allow-proxy, --proxy-allow, --proxy-credential, --external-proxy, --external-proxy-bypass, --allow-port,
+  --allow-bind, --net-block.
 
 files:
   The file system is not confined: the command reads and writes what its account may. Sockets of the host's
@@ -61,7 +83,10 @@ exit status:
 examples:
   nono-ebpf run --allow-domain @python -- pip download six
   nono-ebpf run --allow-domain api.example.com --audit-log agent.ndjson -- my-agent
-  nono-ebpf run --profile agent.json --allow-domain 'http://api.internal/v1/**' -- my-agent
+  nono-ebpf run --profile agent.json --allow-domain 'https://api.internal/v1/**' -- my-agent
+  nono-ebpf run --credential anthropic --allow-domain @npm -- my-agent
+  nono-ebpf run --credential github --allow-endpoint 'github:GET:/repos/**' -- my-agent
+  nono-ebpf run --intercept api.example.com --audit-log agent.ndjson -- my-agent
   nono-ebpf run --upstream-proxy proxy.corp:3128 --upstream-auth env://PROXY_AUTH --allow-domain @npm -- npm ci
   nono-ebpf run --allow-domain db.internal:5432 --resolve db.internal:10.0.0.7 -- psql -h db.internal
 """
@@ -97,6 +122,13 @@ def _port(text: str) -> int:
     """A port as an option's value."""
     if not (text.isascii() and text.isdigit() and 0 < int(text) <= PORT_MAX):
         raise argparse.ArgumentTypeError(f"{text!a} is not a port: write a number from 1 to {PORT_MAX}")
+    return int(text)
+
+
+def _days(text: str) -> int:
+    """A number of days as an option's value."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= DAYS_MAX):
+        raise argparse.ArgumentTypeError(f"{text!a} is not a number of days: write one from 1 to {DAYS_MAX}")
     return int(text)
 
 
@@ -151,8 +183,36 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
     rules.add_argument(
         "--nono-globs", action="store_true", help="in paths of requests, * and ? match slashes too, as nono's do"
     )
+    _add_list(
+        rules,
+        "--intercept",
+        metavar="HOST[:PORT]",
+        help="let it reach this host, and look at every request, inside TLS too; may be repeated",
+    )
+    _add_credentials(parser.add_argument_group("with a credential"))
     _add_ports(parser.add_argument_group("ports"))
     _add_upstream(parser.add_argument_group("through a proxy"))
+
+
+def _add_credentials(credentials: argparse._ArgumentGroup) -> None:
+    _add_list(
+        credentials,
+        *("--credential", "--proxy-credential"),
+        metavar="SERVICE",
+        help="let it use this service, which the proxy puts the credential in for: openai, anthropic, github, gitlab, "
+        "gemini, google-ai, or one of the profile's custom_credentials; may be repeated",
+    )
+    _add_list(
+        credentials,
+        "--allow-endpoint",
+        metavar="SERVICE:METHOD:/PATH",
+        help="of a service in use these requests only, with * for any method; may be repeated",
+    )
+    credentials.add_argument(
+        "--shared-secrets",
+        action="store_true",
+        help="take a credential's file although other accounts can read it, as Kubernetes mounts it",
+    )
 
 
 def _add_ports(ports: argparse._ArgumentGroup) -> None:
@@ -205,11 +265,13 @@ def _add_why(commands: argparse._SubParsersAction[_Parser]) -> None:
         "why",
         help="explain what the rules say about a host",
         description=_WHY_DESCRIPTION,
-        usage="nono-ebpf why --host HOST[:PORT] [OPTION]...",
+        usage="nono-ebpf why --host HOST[:PORT] | --service NAME [OPTION]...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     question = why.add_argument_group("the question")
-    question.add_argument("--host", metavar="HOST[:PORT]", required=True, help="a name or an address, in any spelling")
+    target = question.add_mutually_exclusive_group(required=True)
+    target.add_argument("--host", metavar="HOST[:PORT]", help="a name or an address, in any spelling")
+    target.add_argument("--service", metavar="NAME", help="a service with a credential, by its URL at the proxy")
     question.add_argument("--port", type=int, metavar="PORT", help="where it would be connected to (default: 443)")
     question.add_argument("--method", metavar="METHOD", help="of a request, rather than of a connection (default: GET)")
     question.add_argument("--path", metavar="PATH", help="the same: what would be asked for (default: /)")
@@ -249,7 +311,8 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     surroundings.add_argument(
         "--upstream-ca",
         metavar="FILE",
-        help="certificates (PEM) to trust besides the system's, for the command and for TLS to an upstream proxy",
+        help="certificates (PEM) to trust besides the system's, for the command, for TLS to an upstream proxy and to "
+        "hosts whose TLS is intercepted",
     )
     surroundings.add_argument("--user", metavar="NAME", help="account to run as (default: who called sudo); not root")
     surroundings.add_argument(
@@ -276,12 +339,28 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
         action="store_true",
         help="a second lock: Landlock refuses TCP ports that no rule names, and listening (Linux 6.7)",
     )
+    _add_authority(run.add_argument_group("where TLS is intercepted"))
     output = run.add_argument_group("what it tells")
     output.add_argument("--audit-log", metavar="FILE", help="append one JSON object per decision, as it is made")
     output.add_argument("--verbose", "-v", action="store_true", help="a line per decision on stderr")
     output.add_argument("--dry-run", action="store_true", help="check everything and say what would be done")
     run.add_argument("--from-sudo", help=argparse.SUPPRESS)
     run.add_argument("argv", metavar="CMD", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
+def _add_authority(authority: argparse._ArgumentGroup) -> None:
+    authority.add_argument(
+        "--proxy-ca-cert",
+        metavar="FILE",
+        help="sign this run's CA with a CA of yours, which clients trust already; with --proxy-ca-key",
+    )
+    authority.add_argument("--proxy-ca-key", metavar="FILE", help="its private key (PEM)")
+    authority.add_argument(
+        "--proxy-ca-validity",
+        metavar="DAYS",
+        type=_days,
+        help="how long this run's CA is valid, and with it every certificate: 1 to 365 (default: 1)",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

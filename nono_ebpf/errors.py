@@ -7,6 +7,7 @@
     ├─ InvalidAuthority     a host or host:port that has no canonical form    → whoever wrote it is told
     ├─ ClientProtocolError  the sandboxed program broke its protocol          → answered, audited
     ├─ UpstreamError        the far side failed: resolve, connect, read, write → answered, audited
+    ├─ CredentialUnavailable a credential that cannot be had now              → answered (503), audited
     ├─ SandboxError         we failed to build or keep a sandbox              → one line, exit 125
     │  └─ LoadError         ... the programs do not compile, load or attach   → one line, exit 125
     └─ KernelError          the kernel refused an operation                   → one line, exit 125
@@ -65,6 +66,16 @@ class UpstreamError(NonoError):
     def __init__(self, phase: UpstreamPhase, target: str, problem: str) -> None:
         self.phase, self.target, self.problem = phase, target, problem
         super().__init__(f"{phase} {target}: {problem}")
+
+
+class CredentialUnavailable(NonoError):
+    """The credential `name` cannot be had, or not be put into a request: `state` is one word for programs, `problem` a
+    clause for a person. Never says what was found.
+    """
+
+    def __init__(self, name: str, state: str, problem: str) -> None:
+        self.name, self.state, self.problem = name, state, problem
+        super().__init__(printable(f"the credential {name} is not available: {problem}"))
 
 
 class SandboxError(NonoError):

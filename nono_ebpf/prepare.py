@@ -7,7 +7,6 @@ import importlib.util
 import os
 import stat
 from contextlib import nullcontext
-from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +18,10 @@ from nono_ebpf.config.compile import numbers
 from nono_ebpf.config.files import read_profile
 from nono_ebpf.config.options import Overrides
 from nono_ebpf.credentials import sources
+from nono_ebpf.credentials.references import parse_readable, parse_reference, redacted
 from nono_ebpf.errors import ConfigError, InvalidAuthority, KernelError, printable
 from nono_ebpf.kernel import cgroup, libc, loader
+from nono_ebpf.prepare_services import interception_plan, service_plans, without_secrets
 from nono_ebpf.sandbox import installation, sockets, streams, sudo, view
 from nono_ebpf.sandbox.init import Command
 from nono_ebpf.sandbox.landlock import Domain
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from nono_ebpf.config.routes import Route
     from nono_ebpf.config.settings import Settings
     from nono_ebpf.credentials.sources import Secret
     from nono_ebpf.policy.rules import Rule
@@ -51,7 +53,14 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             environment.pop(name, None)
     settings = _settings(options, user, environment)
     installation.check(user)
-    found, secret = _upstream_secret(settings, user, environment, _view(options, user))
+
+    def read(path: str, where: str) -> bytes:
+        return _read(where, path, user)
+
+    secret = _upstream_secret(settings, user, environment)
+    interception, services = interception_plan(settings, read), service_plans(settings, read)
+    credentials = _credentials(settings, user, environment)
+    found = without_secrets(settings, user, environment, _view(options, settings, user), argv[0])
     upstream = settings.policy.upstream_proxy
     request = supervisor.Request(
         command=Command(argv, environment, umask),
@@ -66,6 +75,12 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         upstream_auth=secret,
         upstream_tls=upstream is not None and upstream.tls,
         upstream_ca=None if options.upstream_ca is None else _read("--upstream-ca", options.upstream_ca, user),
+        interception=interception,
+        services=services,
+        credentials=credentials,
+        urls={each.base_url_variable: each.name for each in settings.routes if each.base_url_variable is not None},
+        keys={each.key_variable: each.name for each in settings.routes if each.key_variable is not None},
+        ca_variables=settings.tls_intercept.ca_env_vars,
     )
     _check_machine()
     request.domain.check()
@@ -117,23 +132,24 @@ def _settings(options: argparse.Namespace, user: User, environment: Mapping[str,
     return load.settings(Overrides.of(options), read, home=user.home, environment=environment)
 
 
-def _upstream_secret(
-    settings: Settings, user: User, environment: dict[str, str], found: view.View
-) -> tuple[view.View, Secret | None]:
-    """What the upstream proxy wants to see, and the view without it: the command has it neither in a variable, which is
-    taken out of `environment`, nor in a file.
-    """
+def _upstream_secret(settings: Settings, user: User, environment: dict[str, str]) -> Secret | None:
+    """What the upstream proxy wants to see."""
     if settings.upstream_auth is None:
-        return found, None
+        return None
     where = settings.upstream_auth.source
-    reference = sources.parse_reference(settings.upstream_auth.value, where)
+    reference = parse_readable(settings.upstream_auth.value, where)
     secret = sources.load(reference, environment, _rights(user), where)
-    if b":" not in secret.value:
+    if b":" not in secret.reveal():
         raise ConfigError(where, "what it refers to is not USER:PASSWORD")
-    if isinstance(reference, sources.FromFile):
-        return replace(found, hidden=(*found.hidden, Path(os.path.realpath(reference.path)))), secret
-    del environment[reference.name]
-    return found, secret
+    return secret
+
+
+def _credentials(settings: Settings, user: User, environment: Mapping[str, str]) -> supervisor.Credentials | None:
+    kept = {each.name: each.reference.value for each in settings.routes if each.reference is not None}
+    if not kept:
+        return None
+    as_account = bool(sudo.invoking_uid())
+    return supervisor.Credentials(kept, user, dict(environment), as_account, settings.shared_secrets)
 
 
 def _rights(user: User) -> AbstractContextManager[None]:
@@ -169,14 +185,14 @@ def _surroundings(options: argparse.Namespace, user: User) -> tuple[dict[str, st
     return kept | {"HOME": user.home, "USER": user.name, "LOGNAME": user.name}, umask
 
 
-def _view(options: argparse.Namespace, user: User) -> view.View:
+def _view(options: argparse.Namespace, settings: Settings, user: User) -> view.View:
     return view.View(
         user=user,
         sockets=sockets.find(user),
         allowed=_allowed_sockets(options.allow_socket, user),
         hosts=view.hosts_for_sandbox(_text("/etc/hosts")),
         resolv_conf=view.resolv_conf_for_sandbox(_text("/etc/resolv.conf")),
-        ca_bundle=_ca_bundle(options, user),
+        ca_bundle=_ca_bundle(options, settings, user),
         devices=_devices(options.allow_device),
     )
 
@@ -225,19 +241,26 @@ def _text(path: str) -> str:
         return ""
 
 
-def _ca_bundle(options: argparse.Namespace, user: User) -> bytes | None:
-    """The system's certificates and the operator's; None when the command is to see the system's as they are."""
-    if options.upstream_ca is None:
+def _ca_bundle(options: argparse.Namespace, settings: Settings, user: User) -> bytes | None:
+    """The system's certificates and the operator's, to which those of the proxy's own CA are added; None when the
+    command is to see the system's as they are.
+    """
+    if options.upstream_ca is None and not settings.tls_intercept.hosts:
         return None
-    from cryptography import x509  # 50 ms that only this option needs
-
-    extra = _read("--upstream-ca", options.upstream_ca, user)
-    try:
-        x509.load_pem_x509_certificates(extra)
-    except ValueError as error:
-        raise ConfigError("--upstream-ca", f"{options.upstream_ca} holds no PEM certificate") from error
+    extra = b"" if options.upstream_ca is None else _certificates(options.upstream_ca, user)
     system = next((Path(path) for path in view.CA_BUNDLES if Path(path).exists()), None)
     return (system.read_bytes().rstrip() + b"\n" if system else b"") + extra
+
+
+def _certificates(path: str, user: User) -> bytes:
+    from cryptography import x509  # 50 ms that only this option needs
+
+    found = _read("--upstream-ca", path, user)
+    try:
+        x509.load_pem_x509_certificates(found)
+    except ValueError as error:
+        raise ConfigError("--upstream-ca", f"{path} holds no PEM certificate") from error
+    return found
 
 
 def open_audit_log(path: str, user: User) -> int:
@@ -271,14 +294,22 @@ def _show(request: supervisor.Request, settings: Settings) -> int:
         f"user      {request.view.user.name} (uid {request.view.user.uid})",
         *(f"allow     {_shown(rule)}  ({rule.source})" for rule in policy.allow.rules),
         *(f"deny      {rule.text}  ({rule.source})" for rule in policy.deny.rules),
-        *(f"refuse    {rule.pattern}, for credential {rule.text}  ({rule.source})" for rule in policy.managed.rules),
+        *map(_shown_route, settings.routes),
         *([f"through   {policy.upstream_proxy}"] if policy.upstream_proxy else []),
         *(f"resolve   {name} {' '.join(addresses)}" for name, addresses in request.pinned.items()),
-        *(f"hide      {path}" for path in masked),
+        *(f"hide      {path}" for path in (*masked, *request.view.hidden_directories)),
         *(f"show      {path}" for path in request.view.allowed),
     ]
     print("\n".join(map(printable, lines)))  # noqa: T201  # this is the output
     return 0
+
+
+def _shown_route(route: Route) -> str:
+    host = f"{route.service.host.pattern}, credential {route.name}"
+    if route.reference is None or route.injection is None:
+        return f"refuse    {host}: {route.unsupported}  ({route.source})"
+    kept = redacted(parse_reference(route.reference.value, route.reference.source))
+    return f"allow     {host} from {kept} as {route.injection.outbound.mode}  ({route.source})"
 
 
 def _shown(rule: Rule) -> str:

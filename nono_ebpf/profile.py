@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nono_ebpf.config import load
+from nono_ebpf.config import load, shown
 from nono_ebpf.config.files import read_profile
 from nono_ebpf.config.merge import Domain, Merged, Sourced
 from nono_ebpf.config.options import Overrides
 from nono_ebpf.config.published import json_schema
+from nono_ebpf.credentials.references import parse_reference, redacted
 from nono_ebpf.errors import ConfigError, printable
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from nono_ebpf.config.load import Findings
+    from nono_ebpf.config.routes import Route
 
 _SOUND, _UNSOUND = 0, 2
 # Keys that stand beside `network`.
@@ -60,13 +62,22 @@ def rows(merged: Merged) -> Iterator[Row]:
                 yield from _sourced(_below(key, name), item)
 
 
+def services(routes: Sequence[Route]) -> Iterator[Row]:
+    """What the credentials in use come to."""
+    for index, route in enumerate(routes):
+        for key, value in shown.facts(route).items():
+            yield f"services[{index}].{key}", value, route.source
+
+
 def _entry(place: str, item: Domain | Sourced[Any]) -> Iterator[Row]:
     if isinstance(item, Sourced):
         yield from _sourced(place, item)
-    elif not item.endpoints:
+    elif not (item.endpoints or item.intercept):
         yield place, item.host, item.source
     else:
         yield f"{place}.domain", item.host, item.source
+        if item.intercept:
+            yield f"{place}.intercept", "always", item.source
         for index, endpoint in enumerate(item.endpoints):
             yield f"{place}.endpoints[{index}]", msgspec.to_builtins(endpoint.value), endpoint.source
 
@@ -87,7 +98,11 @@ def _flat(place: str, value: object, source: str) -> Iterator[Row]:
 
 
 def _shown(place: str, value: object) -> object:
-    """An OAuth client's secret and further parameters are the two places where a secret itself may stand."""
+    """Of a reference not the part that says what is there. An OAuth client's secret and further parameters are the two
+    places where a secret itself may stand.
+    """
+    if place.endswith(".credential_key") and isinstance(value, str):
+        return redacted(parse_reference(value, place))
     secret = place.endswith(".client_secret") or ".extra_params" in place
     return "(not shown)" if secret and not (isinstance(value, str) and _REFERENCE.match(value)) else value
 
@@ -125,6 +140,8 @@ def _lines(file: str, found: Findings) -> Iterator[str]:
         yield f"{printable(file)}: {len(found.problems)} mistake{'s' * (len(found.problems) > 1)}"
         return
     yield f"{printable(file)}: ok"
+    for route in found.settings.routes:
+        yield f"{printable(file)}: service {printable(shown.line(route))}"
     for path, keys in found.ignored.items():
         if keys:
             yield f"{printable(path)}: not about the network: ignored: {', '.join(keys)}"
@@ -138,6 +155,7 @@ def _facts(file: str, found: Findings) -> dict[str, Any]:
         "ok": not found.problems,
         "errors": [_problem(each) for each in found.problems],
         "warnings": list(found.settings.warnings),
+        "services": [shown.facts(route) for route in found.settings.routes],
         "ignored": {path: keys for path, keys in found.ignored.items() if keys},
     }
 
@@ -152,7 +170,7 @@ def _show(file: str, extends: Sequence[str], *, as_json: bool) -> int:
     if found.problems:
         sys.stderr.writelines(f"{line}\n" for line in _lines(file, found))
         return _UNSOUND
-    table = list(rows(found.merged))
+    table = [*rows(found.merged), *services(found.settings.routes)]
     if as_json:
         _write_json([{"path": place, "value": value, "source": source} for place, value, source in table])
     else:

@@ -2,8 +2,8 @@
 
 It starts as root, imports everything it will ever need (its own files may be unreadable afterwards), takes the plan and
 the fds from the supervisor, becomes an account of its own, and only then reads its first byte from the sandbox.
-It holds sockets and map fds, the session token, and what the upstream proxy wants to see: no program, no link, no
-capability.
+It holds sockets and map fds, the session token, what the upstream proxy wants to see, credentials while they are in
+use, and the key of the sandbox's own certificates: no program, no link, no capability.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import os
 import resource
 import socket
 import sys
+import time
 from dataclasses import dataclass
+from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -32,11 +34,17 @@ from nono_ebpf.kernel.origdst import Askers, SocketOrigins
 from nono_ebpf.model import Endpoint
 from nono_ebpf.relay.accept import Acceptor
 from nono_ebpf.relay.chain import ProxyAccess
+from nono_ebpf.relay.interception import Interception
 from nono_ebpf.relay.limits import Limits
 from nono_ebpf.relay.listener import Relay
-from nono_ebpf.relay.over_tls import context_for
+from nono_ebpf.relay.rate_limit import RateLimiter
+from nono_ebpf.relay.secrets import BrokeredCredentials
+from nono_ebpf.relay.secure_upstreams import SecureUpstreams
+from nono_ebpf.relay.services import Access, Services
 from nono_ebpf.sandbox import handover, landlock, privileges, seccomp
 from nono_ebpf.session_token import Token
+from nono_ebpf.tls.authority import CertificateAuthority, parse_parent
+from nono_ebpf.tls.contexts import ServerContexts, ServiceTls, UpstreamContexts, context_for
 
 # What every bound of the relay and the resolver, reached at once, adds up to is below these.
 _LIMITS = {
@@ -57,6 +65,7 @@ class Handles:
     denials: int
     unreported: int
     askers: int
+    broker: socket.socket | None
     audit: int | None
 
 
@@ -66,12 +75,12 @@ def main() -> None:
     try:
         preload()
         plan, fds = _received(lifeline)
-        access = _access(plan)  # reads certificates, which are out of reach later
         _give_up_root(plan)
+        tls = _tls(plan)  # reads the system's certificates, and needs calls that are out of reach later
         _confine()
         loop = uvloop.new_event_loop()
-        loop.run_until_complete(_serve(plan, access, _handles(plan, fds), lifeline))
-    except NonoError as error:
+        loop.run_until_complete(_serve(plan, tls, _handles(plan, fds), lifeline))
+    except (NonoError, ValueError) as error:
         sys.stderr.write(f"nono-ebpf: proxy: {error}\n")
         sys.exit(1)
     sys.stderr.flush()
@@ -85,16 +94,34 @@ def _received(lifeline: socket.socket) -> tuple[handover.ProxyPlan, list[int]]:
         sys.exit(1)  # the supervisor gave up, and has said why
 
 
-def _access(plan: handover.ProxyPlan) -> ProxyAccess:
-    return ProxyAccess(plan.upstream_authorization, context_for(plan.upstream_ca) if plan.upstream_tls else None)
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What was made of certificates and keys. `trusted` (PEM) is for the sandbox."""
+
+    access: ProxyAccess
+    upstreams: UpstreamContexts | None = None
+    certificates: ServerContexts | None = None
+    trusted: bytes = b""
+
+
+def _tls(plan: handover.ProxyPlan) -> Tls:
+    access = ProxyAccess(plan.upstream_authorization, context_for(plan.upstream_ca) if plan.upstream_tls else None)
+    if (wanted := plan.interception) is None:
+        return Tls(access)
+    own = {each.name: ServiceTls(each.tls_ca, each.tls_client_cert, each.tls_client_key) for each in plan.services}
+    parent = None if wanted.ca is None or wanted.ca_key is None else parse_parent(wanted.ca, wanted.ca_key)
+    authority = CertificateAuthority(wanted.hosts, timedelta(seconds=wanted.ca_validity_s), parent)
+    upstreams = UpstreamContexts(plan.upstream_ca, own)
+    return Tls(access, upstreams, ServerContexts(authority), authority.certificate_pem)
 
 
 def _handles(plan: handover.ProxyPlan, fds: list[int]) -> Handles:
     sockets = [socket.socket(fileno=fd) for fd in fds[:6]]
     for sock in sockets:
         sock.setblocking(False)
-    denials, unreported, askers, *audit = fds[6:]
-    return Handles(Listeners.of(sockets), denials, unreported, askers, audit[0] if plan.has_audit_log else None)
+    denials, unreported, askers, *more = fds[6:]
+    broker = socket.socket(fileno=more.pop(0)) if plan.services else None
+    return Handles(Listeners.of(sockets), denials, unreported, askers, broker, more[0] if plan.has_audit_log else None)
 
 
 def _give_up_root(plan: handover.ProxyPlan) -> None:
@@ -112,7 +139,7 @@ def _confine() -> None:
     seccomp.confine_proxy()
 
 
-async def _serve(plan: handover.ProxyPlan, access: ProxyAccess, handles: Handles, lifeline: socket.socket) -> None:
+async def _serve(plan: handover.ProxyPlan, tls: Tls, handles: Handles, lifeline: socket.socket) -> None:
     summary = Summary()
     sink = AuditSink(handles.audit, sys.stderr if plan.verbose else None, plan.sandbox, summary)
     names = NameTable()
@@ -123,7 +150,14 @@ async def _serve(plan: handover.ProxyPlan, access: ProxyAccess, handles: Handles
     dns = DnsServer(policy, resolver, names, Askers(handles.askers, plan.netns_cookie), sink)
     listening = _endpoints(handles.listeners)
     token = Token(plan.token)
-    relay = Relay(policy, resolver, names, origins, sink, Limits(), listening, token, access, dns.admit)
+    limits = Limits()
+    interception = _interception(tls, limits)
+    services = _services(plan, handles.broker, token)
+    relay = Relay(
+        *(policy, resolver, names, origins, sink, limits, listening, token, tls.access, dns.admit),
+        interception=interception,
+        services=services,
+    )
 
     async def dns_over_tcp(connection: socket.socket) -> None:
         origin = origins.take(connection)
@@ -134,17 +168,36 @@ async def _serve(plan: handover.ProxyPlan, access: ProxyAccess, handles: Handles
     async with asyncio.TaskGroup() as tasks:
         serving = [
             tasks.create_task(relay.serve(handles.listeners.proxy)),
-            tasks.create_task(Acceptor(handles.listeners.dns_tcp, dns_over_tcp, Limits()).serve()),
+            tasks.create_task(Acceptor(handles.listeners.dns_tcp, dns_over_tcp, limits).serve()),
             *(tasks.create_task(dns.serve_udp(sock)) for sock in handles.listeners.dns_udp),
         ]
-        lifeline.send(handover.READY)
+        handover.answer(lifeline, tls.trusted)
         await _until_told(lifeline)
         await relay.drain(_DRAIN_S)
         for task in serving:
             task.cancel()
+    if interception is not None:
+        interception.upstreams.close()
     denials.take(limit=None)
     await resolver.aclose()
     _say_goodbye(summary, sink, denials.lost())
+
+
+def _interception(tls: Tls, limits: Limits) -> Interception | None:
+    if tls.certificates is None or tls.upstreams is None:
+        return None
+    return Interception(tls.certificates, SecureUpstreams(limits, tls.access, tls.upstreams))
+
+
+def _services(plan: handover.ProxyPlan, broker: socket.socket | None, token: Token) -> Services | None:
+    if broker is None:
+        return None
+    access = {each.name: Access(each.injection, _limiter(each)) for each in plan.services}
+    return Services(access, BrokeredCredentials(broker), token)
+
+
+def _limiter(service: handover.ServicePlan) -> RateLimiter | None:
+    return None if service.rate_limit is None else RateLimiter(*service.rate_limit, time.monotonic)
 
 
 async def _until_told(lifeline: socket.socket) -> None:

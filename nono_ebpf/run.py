@@ -17,29 +17,47 @@ import signal
 import socket
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nono_ebpf import session_token
+from nono_ebpf.errors import printable
 from nono_ebpf.kernel import abi, bpffs, origdst
 from nono_ebpf.kernel.hooks import Side
 from nono_ebpf.kernel.loader import Loader
 from nono_ebpf.kernel.netns import OWN_V4, OWN_V6
 from nono_ebpf.sandbox import handover, signals, state, view
+from nono_ebpf.sandbox.broker_process import BrokerProcess
 from nono_ebpf.sandbox.init import Command, Init, Surroundings, cgroups_under
 from nono_ebpf.sandbox.proxy_process import ProxyProcess
 from nono_ebpf.sandbox.streams import Copiers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from nono_ebpf.config.no_proxy import NoProxy
     from nono_ebpf.credentials.sources import Secret
     from nono_ebpf.sandbox.landlock import Domain
+    from nono_ebpf.sandbox.user import User
 
 # systemd hands these uids out to services for as long as they run (DynamicUser); so do we, one a sandbox.
+_TO_BE_HAD = frozenset(("present", "waiting", "lazy"))
 PROXY_UIDS = range(61184, 65520)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Where the credential of each service is kept, and who reads it: `environment` is that of whoever asked.
+
+    `shared`: files may be open to other accounts.
+    """
+
+    references: Mapping[str, str]
+    user: User
+    environment: Mapping[str, str] = field(repr=False)
+    as_account: bool
+    shared: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +76,12 @@ class Request:
     upstream_auth: Secret | None  # user:password
     upstream_tls: bool
     upstream_ca: bytes | None
+    interception: handover.InterceptionPlan | None = None
+    services: tuple[handover.ServicePlan, ...] = ()
+    credentials: Credentials | None = None
+    urls: Mapping[str, str] = field(default_factory=dict)  # variable → the service that it has the URL of
+    keys: Mapping[str, str] = field(default_factory=dict)  # variable → the service whose phantom it has
+    ca_variables: tuple[str, ...] = ()
 
     def with_audit(self, fd: int) -> Request:
         """The same, with an audit log, out of the command's reach; the fd is the caller's."""
@@ -94,11 +118,16 @@ class _Supervisor:
         self._stack = stack
         self._groups = cgroups_under(sandbox.group)
         self._token = session_token.make()
+        self._broker: BrokerProcess | None = None
+        self._served: frozenset[str] = frozenset()
 
     def run(self) -> int:
         with Loader() as loader:
             self._proxy = ProxyProcess(self._groups.proxy)
             self._stack.callback(self._proxy.end)
+            if self._request.credentials is not None:
+                self._broker = BrokerProcess()
+                self._stack.callback(self._broker.end)
             surroundings = Surroundings(self._request.view, self._request.domain, self._request.open_ports)
             init = Init.start(self._request.command, self._groups, surroundings)
             self._listeners = self._stack.enter_context(init.listeners())
@@ -108,14 +137,32 @@ class _Supervisor:
         init.map_ids()
         if self._request.verbose:
             say(self._request.domain.describe())
-        self._proxy.serve(self._plan(), self._fds())
+        self._serve_credentials()
+        certificate = self._proxy.serve(self._plan(), self._fds())
         init.wait_ready()
         origdst.write_open_ports(self._maps.open_ports, self._request.open_ports)
         self._set_alive(alive=True)
-        init.go(self._added_environment())
+        init.go(self._added_environment(), certificate)
         status = signals.wait_for(init.pid, self._child_ended)
         self._proxy.stop()
+        if self._broker is not None:
+            self._broker.stop()
         return status
+
+    def _serve_credentials(self) -> None:
+        """Have them read when they are needed, and say now what is known to be missing."""
+        wanted = self._request.credentials
+        if wanted is None or self._broker is None:
+            return
+        report = self._broker.serve(wanted.references, wanted.user, wanted.environment, as_account=wanted.as_account)
+        for each in report.states:
+            if each.availability in {"missing", "waiting"}:
+                then = "requests get 503 until it is there" if each.availability == "waiting" else "requests get 503"
+                say(f"warning: {printable(each.name)} ({printable(each.reference)}): {printable(each.problem)}; {then}")
+        if not report.locked:
+            say("warning: credentials cannot be kept out of swap; raise the limit of locked memory (ulimit -l)")
+        # Who is told of a key that never comes would look for the mistake elsewhere.
+        self._served = frozenset(each.name for each in report.states if each.availability in _TO_BE_HAD)
 
     def _plan(self) -> handover.ProxyPlan:
         return handover.ProxyPlan(
@@ -130,12 +177,16 @@ class _Supervisor:
             upstream_authorization=_basic(self._request.upstream_auth),
             upstream_tls=self._request.upstream_tls,
             upstream_ca=self._request.upstream_ca,
+            interception=self._request.interception,
+            services=self._request.services,
         )
 
     def _fds(self) -> list[int]:
+        """In the order in which the proxy takes them."""
         listeners = [sock.fileno() for sock in self._listeners.all]
         maps = [self._maps.denials, self._maps.unreported, self._maps.askers]
-        return [*listeners, *maps, *([] if self._request.audit_fd is None else [self._request.audit_fd])]
+        broker = [] if self._broker is None else [self._broker.proxy_end.fileno()]
+        return [*listeners, *maps, *broker, *([] if self._request.audit_fd is None else [self._request.audit_fd])]
 
     def _set_alive(self, *, alive: bool) -> None:
         settings = abi.nono_settings(
@@ -151,6 +202,9 @@ class _Supervisor:
 
     def _child_ended(self, pid: int, wait_status: int) -> None:
         """The proxy crashed: from now on connect(2) fails, and who waits in the listeners' queues is told."""
+        if self._broker is not None and pid == self._broker.pid:
+            self._broker.ended(wait_status)
+            say("what reads credentials has ended; requests that need one are answered 503")
         if pid != self._proxy.pid:
             return
         self._proxy.ended(wait_status)
@@ -162,10 +216,13 @@ class _Supervisor:
         say(f"the proxy ended ({signals.exit_status(wait_status)}); all further connections are refused")
 
     def _added_environment(self) -> dict[str, str]:
-        added = {} if self._request.view.ca_bundle is None else ca_environment()
-        if self._request.no_proxy is None:
+        request, port = self._request, self._listeners.proxy_port
+        added = {} if request.view.ca_bundle is None else ca_environment(request.ca_variables)
+        if request.no_proxy is None:
             return added
-        return added | proxy_environment(self._listeners.proxy_port, self._token, self._request.no_proxy)
+        added |= {variable: f"http://127.0.0.1:{port}/{service}" for variable, service in request.urls.items()}
+        added |= {variable: self._token for variable, service in request.keys.items() if service in self._served}
+        return added | proxy_environment(port, self._token, request.no_proxy)
 
 
 def _proxy_uid(sandbox: str) -> int:
@@ -174,7 +231,7 @@ def _proxy_uid(sandbox: str) -> int:
 
 def _basic(login: Secret | None) -> bytes | None:
     """RFC 7617 §2."""
-    return None if login is None else b"Basic " + base64.b64encode(login.value)
+    return None if login is None else b"Basic " + base64.b64encode(login.reveal())
 
 
 def proxy_environment(port: int, token: str, no_proxy: NoProxy) -> dict[str, str]:
@@ -189,10 +246,10 @@ def proxy_environment(port: int, token: str, no_proxy: NoProxy) -> dict[str, str
     }
 
 
-def ca_environment() -> dict[str, str]:
+def ca_environment(further: Sequence[str] = ()) -> dict[str, str]:
     """For toolchains that bring a certificate store of their own."""
     names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO")
-    return dict.fromkeys(names, str(view.OWN_DIRECTORY / "ca-bundle.pem"))
+    return dict.fromkeys((*names, *further), str(view.OWN_DIRECTORY / "ca-bundle.pem"))
 
 
 def _take_terminal_back(group: int) -> None:

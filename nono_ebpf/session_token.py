@@ -35,3 +35,7 @@ class Token:
     def matches(self, offered: bytes | None) -> bool:
         """Whether this is it; how long that takes does not depend on how much of it is right."""
         return offered is not None and hmac.compare_digest(self._secret, offered)
+
+    def redacted(self, text: str) -> str:
+        """`text` with `{}` wherever this stands in it."""
+        return text.replace(self._secret.decode("ascii"), "{}")

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from nono_ebpf.model import FlowOrigin, Process
 
 Event = Literal["flow", "request", "dns", "kernel"]
-Mode = Literal["redirect", "connect", "http", "reverse", "socks5", "dns", "kernel"]
+Mode = Literal[
+    "redirect", "redirect_intercept", "connect", "connect_intercept", "http", "reverse", "socks5", "dns", "kernel"
+]
 Decision = Literal["allow", "deny"]
-AuthMechanism = Literal["proxy_authorization", "phantom_header", "username_password"]
+AuthMechanism = Literal["proxy_authorization", "phantom_header", "phantom_path", "phantom_query", "username_password"]
 AuthOutcome = Literal["succeeded", "failed"]
 
 # Long enough for any path that a person will read; a record stays far below a pipe's and a page's size.
@@ -39,6 +41,8 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     `bytes_sent` counts from the sandbox to the upstream, `bytes_received` the other way.
     `pid` and `uid` are those of the initial namespaces, `cgroup` is the cgroup's id.
     `auth_mechanism` and `auth_outcome` are about the session token, which explicit clients of the proxy have to show.
+    `route_id` is the service that a request was for; `credential`, by name, and `injection_mode` are what was put in.
+    The `mode` of a connection of which TLS was ended here has `intercept` in it.
     `original_destination` and `resolved_address` are "address:port", IPv6 in brackets; a lookup lists every
     address it was answered with, without ports and separated by blanks. With an `upstream_proxy` ("host:port") the
     `resolved_address` is that proxy's.
@@ -63,6 +67,9 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     port: int | None = None
     resolved_address: str | None = None
     upstream_proxy: str | None = None
+    route_id: str | None = None
+    credential: str | None = None
+    injection_mode: str | None = None
     rule: str | None = None
     rule_source: str | None = None
     method: str | None = None

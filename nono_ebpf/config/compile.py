@@ -13,31 +13,25 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nono_ebpf.config import no_proxy
+from nono_ebpf.config.kinds import parse_duration
 from nono_ebpf.config.merge import Domain, Merged, Sourced
 from nono_ebpf.config.presets import find_network_profile, find_preset, nearest, network_policy, preset_name
 from nono_ebpf.config.references import command_name
-from nono_ebpf.config.schema import CredentialProvider, CustomCredential
-from nono_ebpf.config.upstreams import parse_origin, parse_upstream
+from nono_ebpf.config.routes import Route, Surroundings, clashes, custom_route, provider_routes
+from nono_ebpf.config.schema import CustomCredential
+from nono_ebpf.config.settings import CA_SHORTEST_S, Interception
 from nono_ebpf.errors import ConfigError
 from nono_ebpf.policy.endpoints import parse_endpoint_rule
 from nono_ebpf.policy.rules import WEB_PORTS, Rule, parse_allow_rule, parse_deny_rule
 from nono_ebpf.policy.upstream_proxy import UpstreamProxy, joined, parse_bypass, parse_upstream_proxy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from nono_ebpf.config.options import Overrides, ServiceEndpoint
 
 # First and last port, and where they were written.
 Ports = tuple[Sourced[tuple[int, int]], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A credential in use: its name, the hosts whose requests it belongs into, and how."""
-
-    name: str
-    hosts: tuple[Rule, ...]
-    definition: CustomCredential | CredentialProvider
-    source: str
 
 
 @dataclass(slots=True)
@@ -45,7 +39,8 @@ class Compiler:
     """What `merged` means. Mistakes that only the whole shows are collected."""
 
     merged: Merged
-    nono_globs: bool = False
+    around: Surroundings = field(default_factory=Surroundings)
+    allow_endpoint: Sequence[Sourced[ServiceEndpoint]] = ()
     problems: list[ConfigError] = field(default_factory=list)
 
     def allowed(self) -> Iterator[Rule]:
@@ -96,18 +91,46 @@ class Compiler:
         return replace(proxy, bypass=joined([proxy.bypass, *entries]))
 
     def routes(self) -> tuple[Route, ...]:
-        """The credentials in use."""
+        """The services in use, with those of kinds that are not supported yet."""
         self._check_references()
         named = self.merged.credentials.value if self.merged.credentials else ()
-        routes = [self._route(each) for each in named]
-        return (*filter(None, routes), *(_provider(*each) for each in self.merged.credential_providers.items()))
+        self._check_endpoints({each.value for each in named})
+        custom = tuple(filter(None, map(self._route, named)))
+        providers = self.merged.credential_providers
+        for each in custom:
+            if each.name in providers:
+                problem = f"{each.name} is the name of one of credential_providers, too"
+                self.problems.append(ConfigError(each.source, problem, hint="call one of them something else"))
+        self.problems += clashes(custom, self._ca_variables())
+        return (*custom, *chain.from_iterable(provider_routes(*each) for each in providers.items()))
+
+    def interception(self, options: Overrides, allow: list[Rule], routes: Sequence[Route]) -> Interception:
+        """The certificates of hosts that a rule or a credential needs to be looked into, or the operator wants to."""
+        said = self.merged.tls_intercept
+        if (options.proxy_ca_cert is None) != (options.proxy_ca_key is None):
+            missing = "--proxy-ca-key" if options.proxy_ca_key is None else "--proxy-ca-cert"
+            self.problems.append(ConfigError(missing, "it is missing: a CA is a certificate and its key"))
+        validity = max(CA_SHORTEST_S, _seconds(said.value.ca_validity if said else None))
+        if options.proxy_ca_validity is not None:
+            validity = _seconds(f"{options.proxy_ca_validity}d")
+        leaf = _seconds(said.value.leaf_validity if said else None, validity)
+        looked_into = [each.pattern for each in allow if each.endpoints or each.intercept]
+        services = [each.service.host.pattern for each in routes if not each.unsupported and each.service.tls]
+        return Interception(
+            tuple(dict.fromkeys([*looked_into, *services])),
+            validity,
+            min(leaf, validity),
+            tuple(each.value for each in self._ca_variables()),
+            options.proxy_ca_cert,
+            options.proxy_ca_key,
+        )
 
     def no_proxy(self, allow: list[Rule], managed: list[Rule]) -> no_proxy.NoProxy:
         """The variables that tell clients which hosts not to ask the proxy for."""
         compute = partial(
             no_proxy.compute,
             allowed=[each.pattern for each in allow],
-            judged=[each.pattern for each in allow if each.endpoints],
+            judged=[each.pattern for each in allow if each.endpoints or each.intercept],
             managed=[each.pattern for each in managed],
         )
         entries = [no_proxy.parse_entry(each.value, each.source) for each in self.merged.no_proxy]
@@ -120,24 +143,44 @@ class Compiler:
     def _allow(self, domain: Domain) -> Iterator[Rule]:
         ports = WEB_PORTS.union(each.value for each in self.merged.connect_port)
         endpoints = tuple(
-            parse_endpoint_rule(each.value.method, each.value.path, each.source, crosses=self.nono_globs)
+            parse_endpoint_rule(each.value.method, each.value.path, each.source, crosses=self.around.nono_globs)
             for each in domain.endpoints
         )
         for host, source in _hosts(domain.host, domain.source):
-            yield parse_allow_rule(host, source, ports=ports, endpoints=endpoints)
+            rule = parse_allow_rule(host, source, ports=ports, endpoints=endpoints)
+            yield replace(rule, intercept=domain.intercept)
 
     def _route(self, name: Sourced[str]) -> Route | None:
         shipped, custom = network_policy().credentials, self.merged.custom_credentials
         if name.value in custom:
-            definition = custom[name.value].value
+            definition = custom[name.value]
         elif name.value in shipped:
-            definition = msgspec.json.decode(shipped[name.value], type=CustomCredential)
+            definition = Sourced(msgspec.json.decode(shipped[name.value], type=CustomCredential), name.source)
         else:
             hint = nearest(name.value, {*custom, *shipped})
             self.problems.append(ConfigError(name.source, f"no credential is called {name.value!a}", hint=hint))
             return None
-        host = parse_upstream(definition.upstream, name.source, name=name.value)
-        return Route(name.value, (host,), definition, name.source)
+        further = [Sourced(each.value.endpoint, each.source) for each in self._endpoints(name.value)]
+        try:
+            return custom_route(name, definition, further, self.around)
+        except ConfigError as error:
+            self.problems.append(error)
+            return None
+
+    def _endpoints(self, service: str) -> list[Sourced[ServiceEndpoint]]:
+        return [each for each in self.allow_endpoint if each.value.service == service]
+
+    def _ca_variables(self) -> list[Sourced[str]]:
+        said = self.merged.tls_intercept
+        return [Sourced(each, f"{said.source}.ca_env_vars") for each in said.value.ca_env_vars] if said else []
+
+    def _check_endpoints(self, names: set[str]) -> None:
+        """Requests of a service that is not in use would be allowed by nobody."""
+        for each in self.allow_endpoint:
+            if (service := each.value.service) not in names:
+                defined = {*self.merged.custom_credentials, *network_policy().credentials}
+                hint = f"add --credential {service}" if service in defined else nearest(service, names or defined)
+                self.problems.append(ConfigError(each.source, f"no service in use is called {service!a}", hint=hint))
 
     def _check_references(self) -> None:
         """What one part of a profile calls by its name in another."""
@@ -193,8 +236,5 @@ def _hosts(text: str, source: str) -> Iterator[tuple[str, str]]:
         yield from ((host, f"{source}: @{name}") for host in find_preset(name, source).allow_domain)
 
 
-def _provider(name: str, provider: Sourced[CredentialProvider]) -> Route:
-    """Where tokens come from, and where they are good for."""
-    origins = [*(each.host for each in provider.value.token_endpoints), *provider.value.api_hosts]
-    hosts = tuple(parse_origin(each, provider.source, name=name) for each in dict.fromkeys(origins))
-    return Route(name, hosts, provider.value, provider.source)
+def _seconds(duration: str | None, otherwise: int = Interception().ca_validity_s) -> int:
+    return otherwise if duration is None else parse_duration(duration, "")

@@ -17,19 +17,20 @@ from nono_ebpf.config.no_proxy import parse_entry
 from nono_ebpf.config.presets import find_network_profile, find_preset, network_policy, preset_name
 from nono_ebpf.config.references import check_reference, check_variable
 from nono_ebpf.config.upstreams import parse_origin, parse_upstream
-from nono_ebpf.credentials.sources import parse_reference
+from nono_ebpf.credentials.references import parse_readable
 from nono_ebpf.errors import ConfigError
 from nono_ebpf.policy.endpoints import parse_endpoint_rule
 from nono_ebpf.policy.rules import parse_allow_rule, parse_deny_rule
 from nono_ebpf.policy.upstream_proxy import parse_bypass, parse_upstream_proxy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 Check = Callable[[Any, str], object]
 
 LIMIT = "limit"  # of an annotation
-SERVICE_NAME = r"^[A-Za-z0-9_.-]+$"
+# A segment of a path, which no server resolves.
+SERVICE_NAME = r"^(?!\.\.?$)[A-Za-z0-9_.-]+$"
 _TOKEN = r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$"  # noqa: S105  # RFC 9110 §5.6.2
 # What says where a profile is, and what may be its name.
 _PROFILE = r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$|/|\.jsonc?$"
@@ -39,9 +40,12 @@ _HOSTS = (
     "A host: NAME, *.NAME (any depth below it, not itself), an address, * for every host, each with :PORT for that "
     "port alone; or @NAME for a preset. nono's own groups are also known without the @."
 )
+_DURATION = "^[1-9][0-9]{0,8}[smhd]?$"
+_UNITS: Mapping[str, int] = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+DAYS_MAX = 365  # nono's, of --proxy-ca-validity
 # Of a profile's name, nono takes letters, digits and hyphens.
 _PROFILE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
-# Hop-by-hop, or what frames a message: no command may write these.
+# Hop-by-hop, or what frames a message: no credential stands in these.
 _FRAMING = frozenset(
     (
         *("host", "content-length", "transfer-encoding", "connection", "proxy-authorization", "proxy-authenticate"),
@@ -118,14 +122,24 @@ def _check_path(text: str, source: str) -> None:
     parse_endpoint_rule("*", text, source)
 
 
+def parse_duration(text: str, source: str) -> int:
+    """Seconds. Raises ConfigError, whose `where` is `source`."""
+    if not re.fullmatch(_DURATION, text):
+        raise ConfigError(source, f"{text[:300]!a} is no duration", hint="as in 30s, 15m, 24h or 1d")
+    seconds = int(text.rstrip("smhd")) * _UNITS.get(text[-1], 1)
+    if seconds > DAYS_MAX * _UNITS["d"]:
+        raise ConfigError(source, f"{text} is too long", hint=f"write {DAYS_MAX}d or less")
+    return seconds
+
+
 def _check_range(ports: list[int], source: str) -> None:
     first, last = ports
     if first > last:
         raise ConfigError(source, f"{first} is above {last}", hint=f"write [{last}, {first}]")
 
 
-def _check_captured_header(text: str, source: str) -> None:
-    _check_header(text, source)
+def _check_header(text: str, source: str) -> None:
+    _check_token(text, source)
     if text.lower() in _FRAMING:
         raise ConfigError(source, f"{text!a} belongs to the connection, not to a credential")
 
@@ -165,7 +179,7 @@ def _pattern(title: str, description: str, pattern: str, problem: str, hint: str
     return _kind(title, description, _matching(pattern, problem, hint), *examples, pattern=pattern)
 
 
-_check_header = _matching(_TOKEN, "is no name of a header field", "it has letters, digits and !#$%&'*+-.^_`|~ only")
+_check_token = _matching(_TOKEN, "is no name of a header field", "it has letters, digits and !#$%&'*+-.^_`|~ only")
 
 AllowedHost = Annotated[
     str,
@@ -243,7 +257,7 @@ ReadableReference = Annotated[
     _kind(
         "Reference to a secret",
         "env://NAME or file:///path, never the secret itself.",
-        parse_reference,
+        parse_readable,
         *("env://PROXY_AUTH", "file:///run/secrets/proxy"),
         pattern="^(env|file)://",
     ),
@@ -252,10 +266,11 @@ Reference = Annotated[
     str,
     _kind(
         "Reference to a secret",
-        "env://NAME, file:///path, op://vault/item/field, bw://item/field, cmd://NAME or the name of an account in the "
-        "keyring, never the secret itself.",
+        "env://NAME, file:///path, op://vault/item/field, bw://item/field, keyring://service/account, "
+        "systemd-creds://NAME, credentials-directory://NAME, cmd://NAME or the name of an account in the keyring; "
+        "never the secret itself.",
         check_reference,
-        *("env://GITHUB_TOKEN", "github_token"),
+        *("env://GITHUB_TOKEN", "file:///run/secrets/github", "github_token"),
     ),
 ]
 Variable = Annotated[
@@ -263,18 +278,14 @@ Variable = Annotated[
     _kind("Environment variable", "Its name.", check_variable, "GITHUB_TOKEN", pattern="^[A-Za-z0-9_]+$"),
 ]
 Header = Annotated[str, _kind("Header field", "Its name.", _check_header, "Authorization", pattern=_TOKEN)]
-CapturedHeader = Annotated[
-    str,
-    _kind("Header field", "One that the command may write.", _check_captured_header, "Authorization", pattern=_TOKEN),
-]
 Format = Annotated[
     str,
     _pattern(
         "Template",
         "{} stands for the secret.",
-        r"^[^\r\n\0]*$",
-        "has a line break, which would begin another header field",
-        "write one line",
+        r"^(?:(?!\{\})[ -~])*\{\}(?:(?!\{\})[ -~])*$",
+        "does not have {} once, on one line of ASCII",
+        "as in Bearer {}",
         *("Bearer {}", "token {}"),
     ),
 ]
@@ -283,8 +294,8 @@ PathPattern = Annotated[
     _pattern(
         "Path with a secret",
         "{} stands for the secret.",
-        r"^[^\r\n\0{}]*\{\}[^\r\n\0{}]*$",
-        "does not have {} once, on one line",
+        r"""^[!"$->@-z|~]*\{\}[!"$->@-z|~]*$""",
+        "does not have {} once, in a path without a query",
         "as in /bot{}/",
         "/bot{}/",
     ),
@@ -302,13 +313,12 @@ QueryParameter = Annotated[
 ]
 Duration = Annotated[
     str,
-    _pattern(
+    _kind(
         "Duration",
-        "A number and s, m, h or d; without one, seconds.",
-        "^[1-9][0-9]{0,8}[smhd]?$",
-        "is no duration",
-        "as in 30s, 15m, 24h or 1d",
+        "A number and s, m, h or d; without one, seconds. At most 365d.",
+        parse_duration,
         "24h",
+        pattern=_DURATION,
     ),
 ]
 ServiceUrl = Annotated[
@@ -366,6 +376,12 @@ ProfileName = Annotated[
         check_profile,
         *("base", "./shared/base.json"),
         pattern=_PROFILE,
+    ),
+]
+FilePath = Annotated[
+    str,
+    _pattern(
+        "File", "Its path; ~/ is the account's home.", r"^[^\0]+$", "is no path", "write /path or ~/path", "~/ca.pem"
     ),
 ]
 Word = Annotated[str, Meta(description="Not empty.", min_length=1)]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from nono_ebpf.config.compile import Compiler
 from nono_ebpf.config.environment import from_environment, why_none
 from nono_ebpf.config.extends import Library
-from nono_ebpf.config.options import FROM_ENVIRONMENT, Overrides, merged_with
+from nono_ebpf.config.options import FROM_ENVIRONMENT, Overrides, merged_with, service_endpoints
+from nono_ebpf.config.routes import Surroundings
 from nono_ebpf.config.settings import Settings
 from nono_ebpf.config.validate import ignored_keys
 from nono_ebpf.config.warn import warnings
@@ -54,7 +55,8 @@ def examine(overrides: Overrides, read: Read, *, home: str, environment: Mapping
     library = Library(read, home)
     problems = library.problems
     merged = merged_with(library.resolve(overrides.profile, overrides.extends), overrides, problems)
-    compiler = Compiler(merged, nono_globs=overrides.nono_globs, problems=problems)
+    around = Surroundings(overrides.nono_globs, home)
+    compiler = Compiler(merged, around, service_endpoints(overrides, problems), problems)
     upstream_proxy = _upstream_proxy(compiler, overrides, environment, library.warnings)
     found = _settings(compiler, overrides, upstream_proxy)
     if overrides.block_net:
@@ -69,7 +71,7 @@ def examine(overrides: Overrides, read: Read, *, home: str, environment: Mapping
 def _settings(compiler: Compiler, overrides: Overrides, upstream_proxy: UpstreamProxy | None) -> Settings:
     merged, routes = compiler.merged, compiler.routes()
     opened = list(compiler.opened())
-    allow, managed = list(compiler.allowed()), [host for route in routes for host in route.hosts]
+    allow, managed = list(compiler.allowed()), [route.service.host for route in routes]
     everything = [_EVERYTHING] if overrides.allow_net else []
     return Settings(
         policy=Policy(
@@ -77,6 +79,7 @@ def _settings(compiler: Compiler, overrides: Overrides, upstream_proxy: Upstream
             HostRules(compiler.denied()),
             HostRules(managed),
             upstream_proxy,
+            {route.name: route.service for route in routes if not route.unsupported},
         ),
         no_proxy=compiler.no_proxy([*allow, *opened], managed),
         upstream_auth=merged.upstream_auth,
@@ -84,8 +87,9 @@ def _settings(compiler: Compiler, overrides: Overrides, upstream_proxy: Upstream
         listen_ports=compiler.listen_ports(),
         connect_ports=compiler.connect_ports(),
         allow_http2=merged.allow_http2 is not None,
-        tls_intercept=merged.tls_intercept.value if merged.tls_intercept else None,
+        tls_intercept=compiler.interception(overrides, allow, routes),
         routes=routes,
+        shared_secrets=overrides.shared_secrets,
     )
 
 

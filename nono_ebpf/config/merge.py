@@ -3,7 +3,7 @@
 `block` and `allow_http2` are on when any of them says so. Lists add up, without what is there already. `credentials`
 that are left out are inherited, an empty list takes them away. Of `network_profile`, `upstream_proxy`,
 `tls_intercept` and of each custom credential the last one holds. Endpoints of one host add up, and a host that has
-any is no longer allowed as a whole: merging narrows, also within one list.
+any is no longer allowed as a whole: merging narrows, also within one list. So does interception.
 
 Knows the shape of a profile. Must not know files, or what a value means beyond which host it is about.
 """
@@ -48,7 +48,7 @@ class Sourced(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """An entry of `allow_domain`; without endpoints, any connection to it.
+    """An entry of `allow_domain`; without endpoints, any connection to it. `intercept`: one whose requests are seen.
 
     `source` is where it became what it is: its first endpoint's entry, or its own.
     """
@@ -56,6 +56,7 @@ class Domain:
     host: str
     source: str
     endpoints: tuple[Sourced[Endpoint], ...] = ()
+    intercept: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +187,7 @@ def _domain(document: Document, index: int, entry: str | AllowDomain) -> Domain:
     paths = [
         Sourced(Endpoint(ANY_METHOD, each), document.place(*way, "paths", i)) for i, each in enumerate(entry.paths)
     ]
-    return Domain(entry.domain, document.place(*way), _once([*endpoints, *paths]))
+    return Domain(entry.domain, document.place(*way), _once([*endpoints, *paths]), entry.intercept == "always")
 
 
 def _narrowed(domains: Iterable[Domain]) -> tuple[Domain, ...]:
@@ -198,9 +199,10 @@ def _narrowed(domains: Iterable[Domain]) -> tuple[Domain, ...]:
 
 
 def _joined(entries: list[Domain]) -> Domain:
-    """One host, which is what its first entry with endpoints made of it."""
-    source = next((each.source for each in entries if each.endpoints), entries[0].source)
-    return Domain(entries[0].host, source, _once(chain.from_iterable(each.endpoints for each in entries)))
+    """One host, which is what its first entry with endpoints made of it, or else the first that is intercepted."""
+    ranked = sorted(entries, key=lambda each: (not each.endpoints, not each.intercept))
+    endpoints = _once(chain.from_iterable(each.endpoints for each in entries))
+    return Domain(entries[0].host, ranked[0].source, endpoints, any(each.intercept for each in entries))
 
 
 def _identity(host: str) -> object:

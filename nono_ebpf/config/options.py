@@ -10,7 +10,7 @@ from nono_ebpf.config.kinds import check_allowed, check_denied
 from nono_ebpf.config.merge import Domain, Merged, Sourced, merge
 from nono_ebpf.config.presets import find_network_profile
 from nono_ebpf.config.schema import Endpoint
-from nono_ebpf.credentials.sources import parse_reference
+from nono_ebpf.credentials.references import parse_readable
 from nono_ebpf.errors import ConfigError
 from nono_ebpf.policy.endpoints import ANY_METHOD, parse_endpoint_rule
 from nono_ebpf.policy.rules import parse_allow_rule
@@ -29,7 +29,7 @@ _URL = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overrides:
-    """The options of `run` and `why` that say what may be reached, by their names on the command line."""
+    """The options of `run` and `why` that say what may be reached and how, by their names on the command line."""
 
     profile: str | None = None
     extends: tuple[str, ...] = ()
@@ -45,6 +45,13 @@ class Overrides:
     listen_port: tuple[int, ...] = ()
     allow_connect_port: tuple[int, ...] = ()
     nono_globs: bool = False
+    credential: tuple[str, ...] = ()
+    allow_endpoint: tuple[str, ...] = ()
+    intercept: tuple[str, ...] = ()
+    shared_secrets: bool = False
+    proxy_ca_cert: str | None = None
+    proxy_ca_key: str | None = None
+    proxy_ca_validity: int | None = None
 
     @classmethod
     def of(cls, options: object) -> Overrides:
@@ -64,16 +71,41 @@ def merged_with(base: Merged, options: Overrides, problems: list[ConfigError]) -
         base,
         Merged(
             network_profile=sound.one(options.network_profile, find_network_profile, "--network-profile"),
-            allow_domain=tuple(sound.domains(options.allow_domain)),
+            allow_domain=(*sound.domains(options.allow_domain), *sound.intercepted(options.intercept)),
             deny_domain=sound.many(options.deny_domain, check_denied, "--deny-domain"),
             open_port=_ports(options.open_port, "--open-port"),
             listen_port=_ports(options.listen_port, "--listen-port"),
             connect_port=_ports(options.allow_connect_port, "--allow-connect-port"),
             upstream_proxy=sound.one(_address(options), parse_upstream_proxy, "--upstream-proxy"),
             upstream_bypass=sound.many(options.upstream_bypass, parse_bypass, "--upstream-bypass"),
-            upstream_auth=sound.one(options.upstream_auth, parse_reference, "--upstream-auth"),
+            upstream_auth=sound.one(options.upstream_auth, parse_readable, "--upstream-auth"),
+            credentials=_credentials(options.credential),
         ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceEndpoint:
+    """A request that a service in use is for."""
+
+    service: str
+    endpoint: Endpoint
+
+
+def service_endpoints(options: Overrides, problems: list[ConfigError]) -> list[Sourced[ServiceEndpoint]]:
+    """Those of `--allow-endpoint`, but for what is added to `problems`."""
+    return _Sound(problems).endpoints(options.allow_endpoint)
+
+
+def parse_service_endpoint(text: str, source: str) -> ServiceEndpoint:
+    """`SERVICE:METHOD:/path`. Raises ConfigError: it is nothing of that form."""
+    service, _, rest = text.partition(":")
+    method, _, path = rest.partition(":")
+    if not (service and method and path.startswith("/")):
+        hint = "write SERVICE:METHOD:/path, as in github:GET:/repos/*/issues, with * for any method"
+        raise ConfigError(source, f"{text[:300]!a} names no requests of a service", hint=hint)
+    parse_endpoint_rule(method, path, source)
+    return ServiceEndpoint(service, Endpoint(method, path))
 
 
 def parse_allowed(text: str, source: str) -> Domain:
@@ -116,6 +148,14 @@ class _Sound:
     def domains(self, values: Sequence[str]) -> Iterator[Domain]:
         yield from (domain for _, domain in self._checked(values, parse_allowed, "--allow-domain"))
 
+    def intercepted(self, values: Sequence[str]) -> Iterator[Domain]:
+        source = "--intercept"
+        yield from (Domain(host, source, intercept=True) for host, _ in self._checked(values, check_allowed, source))
+
+    def endpoints(self, values: Sequence[str]) -> list[Sourced[ServiceEndpoint]]:
+        source = "--allow-endpoint"
+        return [Sourced(found, source) for _, found in self._checked(values, parse_service_endpoint, source)]
+
     def _checked(
         self, values: Sequence[str], check: Callable[[str, str], Any], source: str
     ) -> Iterator[tuple[str, Any]]:
@@ -128,6 +168,12 @@ class _Sound:
 
 def _address(options: Overrides) -> str | None:
     return None if options.upstream_proxy == FROM_ENVIRONMENT else options.upstream_proxy
+
+
+def _credentials(names: Sequence[str]) -> Sourced[tuple[Sourced[str], ...]] | None:
+    """None where the option is not used: an empty list would take inherited ones away."""
+    source = "--credential"
+    return Sourced(tuple(Sourced(name, source) for name in dict.fromkeys(names)), source) if names else None
 
 
 def _ports(ports: Sequence[int], source: str) -> tuple[Sourced[int], ...]:

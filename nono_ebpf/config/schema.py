@@ -1,4 +1,4 @@
-"""The shape of a profile: nono's, field by field, and one key of our own (`upstream_auth`).
+"""The shape of a profile: nono's, field by field, and keys of our own (`upstream_auth`, `intercept` of a host).
 
 Every field has a description, since editors show it (`nono-ebpf profile schema`), and a kind that says what its values
 have to be. What no single value can say, an object says in `problems`. Nothing here knows what a profile means.
@@ -69,6 +69,10 @@ class AllowDomain(Config, frozen=True):
         tuple[Endpoint, ...], _about("Requests that are allowed, and no other. None listed: any connection.")
     ] = ()
     paths: Annotated[tuple[kinds.PathGlob, ...], _about("Paths that are allowed with any method.")] = ()
+    intercept: Annotated[
+        Literal["auto", "always"],
+        _about("auto: requests inside TLS are looked at where a rule or a credential needs it; always: all of them."),
+    ] = "auto"
 
 
 class ClientAssertion(Config, frozen=True):
@@ -214,10 +218,10 @@ class CustomCredential(Config, frozen=True):
     ] = ()
     endpoint_policy: Annotated[EndpointPolicy | None, _about("Finer rules in their place.")] = None
     tls_ca: Annotated[
-        str | None, _about("Certificates (PEM) that the service is verified with, besides the system's.")
+        kinds.FilePath | None, _about("Certificates (PEM) that the service is verified with, besides the system's.")
     ] = None
-    tls_client_cert: Annotated[str | None, _about("Certificate (PEM) to present to the service.")] = None
-    tls_client_key: Annotated[str | None, _about("Its private key (PEM): a file.")] = None
+    tls_client_cert: Annotated[kinds.FilePath | None, _about("Certificate (PEM) to present to the service.")] = None
+    tls_client_key: Annotated[kinds.FilePath | None, _about("Its private key (PEM): a file.")] = None
     upgrades: Annotated[tuple[Upgrade, ...], _about("Paths that may become WebSockets.")] = ()
     rate_limit: Annotated[RateLimit | None, _about("How many requests may be sent.")] = None
 
@@ -233,14 +237,23 @@ class CustomCredential(Config, frozen=True):
             yield Problem("", "tls_client_cert and tls_client_key belong together")
         if self.credential_key:
             yield from self._missing_for_mode("", self.inject_mode)
+            if self.inject_mode == "basic_auth" and self.credential_format is not None:
+                yield _no_format("credential_format")
         if self.proxy is not None:
-            yield from self._missing_for_mode("proxy.", self.proxy.inject_mode or self.inject_mode)
+            mode = self.proxy.inject_mode or self.inject_mode
+            yield from self._missing_for_mode("proxy.", mode)
+            if mode == "basic_auth" and self.proxy.credential_format is not None:
+                yield _no_format("proxy.credential_format")
 
     def _missing_for_mode(self, where: str, mode: str) -> Iterator[Problem]:
         needed = {"url_path": "path_pattern", "query_param": "query_param_name"}.get(mode)
         holders: tuple[Any, ...] = (self, self.proxy) if where else (self,)
         if needed and not any(getattr(holder, needed) for holder in holders):
             yield Problem(f"{where}{needed}", f"it is missing, and inject_mode {mode} needs it")
+
+
+def _no_format(key: str) -> Problem:
+    return Problem(key, "inject_mode basic_auth has a format of its own", "leave it out: the secret is USER:PASSWORD")
 
 
 class TlsIntercept(Config, frozen=True):
@@ -313,9 +326,7 @@ class CaptureOutput(Config, frozen=True):
     """What the command prints: header fields as JSON."""
 
     format: Literal["json"]
-    allow_headers: Annotated[
-        tuple[kinds.CapturedHeader, ...], Meta(description="Fields that it may write.", min_length=1)
-    ]
+    allow_headers: Annotated[tuple[kinds.Header, ...], Meta(description="Fields that it may write.", min_length=1)]
 
 
 class OpenUrls(Config, frozen=True):

@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
+from nono_ebpf.config.kinds import parse_duration
 from nono_ebpf.config.schema import AllowDomain
+from nono_ebpf.config.settings import CA_SHORTEST_S
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from nono_ebpf.config.compile import Route
-    from nono_ebpf.config.merge import Merged
+    from nono_ebpf.config.merge import Merged, Sourced
+    from nono_ebpf.config.routes import Route
+    from nono_ebpf.config.schema import CustomCredential
     from nono_ebpf.config.settings import Settings
     from nono_ebpf.config.validate import Document
+    from nono_ebpf.policy.rules import Policy
 
 
 def warnings(merged: Merged, documents: Collection[Document], found: Settings) -> Iterator[str]:
@@ -23,23 +27,26 @@ def warnings(merged: Merged, documents: Collection[Document], found: Settings) -
     for document in documents:
         yield from _of_document(document)
     yield from _without_effect(merged)
-    for route in found.routes:
-        yield _of_route(route)
-    for rule in found.policy.allow.rules:
-        if rule.endpoints:
-            yield f"{rule.source}: requests to {rule.text} are judged over plain HTTP only, and TLS to it is refused"
+    if "*" in found.tls_intercept.hosts:
+        yield "TLS to every host may be intercepted, so the CA of this run is good for every host"
     policy = found.policy
+    for route in found.routes:
+        yield from _of_route(route, policy)
+    used = {route.name for route in found.routes}
+    for name, definition in merged.custom_credentials.items():
+        if name in used:
+            yield from _of_definition(name, definition)
     if policy.upstream_proxy and policy.upstream_proxy.bypass.everything:
         yield f"nothing goes through the upstream proxy {policy.upstream_proxy}: * is to be reached without it"
     if merged.block and policy.allow.rules:
         yield f"{merged.block.source}: what is listed is allowed all the same, as in nono; --block-net allows nothing"
-    if documents and not (policy.allow.rules or policy.deny.rules or merged.block):
+    if documents and not (policy.allow.rules or policy.deny.rules or policy.services or merged.block):
         yield "nothing is reachable: no host is allowed (nono would allow every one)"
 
 
 def _of_document(document: Document) -> Iterator[str]:
     for index, entry in enumerate(document.profile.network.allow_domain):
-        if isinstance(entry, AllowDomain) and not (entry.endpoints or entry.paths):
+        if isinstance(entry, AllowDomain) and not (entry.endpoints or entry.paths or entry.intercept == "always"):
             place = document.place("network", "allow_domain", index)
             yield f"{place}: it lists no endpoints, so any connection to {entry.domain} is allowed"
     if document.profile.command_policies is not UNSET:
@@ -47,14 +54,33 @@ def _of_document(document: Document) -> Iterator[str]:
 
 
 def _without_effect(merged: Merged) -> Iterator[str]:
-    if merged.allow_http2:
-        yield f"{merged.allow_http2.source}: no effect yet: in tunnels any version of HTTP is spoken, elsewhere HTTP/1"
-    if merged.tls_intercept:
-        yield f"{merged.tls_intercept.source}: no effect yet: no TLS is intercepted"
+    if http2 := merged.allow_http2:
+        yield f"{http2.source}: no effect yet: where TLS is intercepted HTTP/1.1 is spoken, in tunnels any version"
+    if (said := merged.tls_intercept) is None:
+        return
+    if said.value.ca_lifecycle == "trusted":
+        yield f"{said.source}.ca_lifecycle: no effect: every run has a CA of its own, which only its command trusts"
+    if (short := said.value.ca_validity) and parse_duration(short, said.source) < CA_SHORTEST_S:
+        yield f"{said.source}.ca_validity: an hour is the least that a CA is valid"
 
 
-def _of_route(route: Route) -> str:
-    hosts = ", ".join(each.pattern for each in route.hosts)
-    return (
-        f"{route.source}: credential {route.name}: credentials are not injected yet; connections to {hosts} are refused"
-    )
+def _of_route(route: Route, policy: Policy) -> Iterator[str]:
+    host = route.service.host
+    place = f"{route.source}: the service {route.name}"
+    if route.unsupported:
+        yield f"{place}: {route.unsupported}; requests to {host.pattern} are refused"
+    sample = host.pattern.replace("*", "any")
+    denying = [policy.deny.match(sample, port) for port in host.ports or ()]
+    if deny := next(filter(None, denying), None):
+        yield f"{place}: nothing reaches it: the deny rule {deny.text} ({deny.source}) matches {host.pattern}"
+
+
+def _of_definition(name: str, definition: Sourced[CustomCredential]) -> Iterator[str]:
+    found, place = definition.value, definition.source
+    policy = found.endpoint_policy
+    if policy and found.endpoint_rules:
+        yield f"{place}.endpoint_rules: no effect: endpoint_policy takes their place"
+    if policy and (policy.approve or policy.default.decision == "approve"):
+        yield f"{place}.endpoint_policy: nobody can be asked yet: a request to {name} that needs an approval is denied"
+    if found.upgrades:
+        yield f"{place}.upgrades: no effect yet: whether a path may become a WebSocket is not asked"

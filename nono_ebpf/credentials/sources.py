@@ -1,129 +1,143 @@
-"""A reference to a secret, and the secret it stands for: `env://NAME`, `file:///absolute/path`.
+"""From a reference to the secret it stands for, read with the rights and in the environment of whoever asked.
 
-A profile names secrets, it never holds them. They are looked up once, before anything is started, with the account's
-own rights and in its own environment. Must not know what a secret is for.
+A variable is read once, a file whenever it has changed, everything else when a request needs it and what was read last
+is too old. Must not know what a secret is for.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import stat
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from nono_ebpf.errors import ConfigError
+from nono_ebpf.credentials import commands, credstore, files, keyring_store
+from nono_ebpf.credentials.reading import Reading, Surroundings, checked, unavailable
+from nono_ebpf.credentials.references import (
+    FromApplePasswords,
+    FromBitwarden,
+    FromCommand,
+    FromCredentialsDirectory,
+    FromEnvironment,
+    FromFile,
+    FromHostStore,
+    FromKeyring,
+    FromOnePassword,
+    Named,
+    Readable,
+    Reference,
+    parse_readable,
+    parse_reference,
+    resolved,
+)
+from nono_ebpf.credentials.secret import Secret
+from nono_ebpf.errors import ConfigError, CredentialUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from contextlib import AbstractContextManager
 
-_NAME = re.compile(r"[A-Za-z0-9_]+")
-# What changes how programs run is no place for a secret, and reading it would be somebody's mistake.
-_NO_SECRETS: Final = frozenset(
-    ("LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "DYLD_INSERT_LIBRARIES", "DYLD_LIBRARY_PATH", "DYLD_FRAMEWORK_PATH",
-     "BASH_ENV", "ENV", "IFS", "CDPATH", "PROMPT_COMMAND", "NODE_OPTIONS", "NODE_PATH", "PYTHONSTARTUP", "PYTHONPATH",
-     "PERL5OPT", "PERL5LIB", "RUBYOPT", "RUBYLIB", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "DOTNET_STARTUP_HOOKS",
-     "GOFLAGS", "PATH", "HOME", "SHELL")
-)  # fmt: skip
-_UNSAFE_IN_PATH = re.compile(r"[\0\n\r;|$&><`]")
-_MAX_BYTES: Final = 65536
-_KINDS: Final = "write env://NAME or file:///absolute/path"
-_OTHERS: Final = ("op://", "bw://", "apple-password://", "apple-passwords://", "keyring://", "cmd://")
+__all__ = ("Reading", "Secret", "Surroundings", "load", "parse_readable", "parse_reference", "read")
+
+_PASSWORD_MANAGER_S: Final = 300.0
+_KEYRING_S: Final = 60.0
+_ONE_TIME_CODE_S: Final = 10.0
+_GRACE_S: Final = 5.0  # for a deadline that is kept to be told of
 
 
-class Secret:
-    """Bytes that have no text form."""
+def read(reference: Reference, around: Surroundings, known: Reading | None = None) -> Reading:
+    """The secret. `known`, from an earlier call, is returned itself where nothing has changed since.
 
-    __slots__ = ("value",)
-
-    def __init__(self, value: bytes) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
-
-
-@dataclass(frozen=True, slots=True)
-class FromEnvironment:
-    """A variable of the account's environment. The command is not to have it: `name` is to be taken out."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class FromFile:
-    """A file that only the account, or root, can read."""
-
-    path: str
-
-
-Reference = FromEnvironment | FromFile
-
-
-def parse_reference(text: str, where: str) -> Reference:
-    """Raises ConfigError, whose `where` is `where`: no such kind of source, or not a safe name."""
-    if text.startswith("env://"):
-        return FromEnvironment(_variable(text.removeprefix("env://"), where))
-    if text.startswith("file://"):
-        return FromFile(_path(text.removeprefix("file://"), where))
-    if text.startswith(_OTHERS) or _NAME.fullmatch(text):
-        kind = text.partition("://")[0] + "://" if "://" in text else "the keyring"
-        raise ConfigError(where, f"secrets cannot be taken from {kind} yet", hint=_KINDS)
-    # What it is, is not repeated: it may be the secret itself.
-    raise ConfigError(where, "it is no reference to a secret", hint=_KINDS)
+    Raises:
+        CredentialUnavailable: it cannot be had now. Never says what was found.
+    """
+    match resolved(reference, around.uid):
+        case FromEnvironment() as variable:
+            return known or Reading(
+                from_variable(variable, bytearray(os.fsencode(around.environment.get(variable.name, ""))))
+            )
+        case FromFile(path) as file:
+            return files.read(file, path, around.owner, known)
+        case FromCredentialsDirectory() as entry:
+            return credstore.read_credentials_directory(entry, around, known)
+        case FromHostStore() as entry:
+            return Reading(credstore.read_host_store(entry, around))
+        case FromKeyring() as entry:
+            return Reading(keyring_store.read(entry, around.environment))
+        case FromOnePassword() as entry:
+            return Reading(commands.read_one_password(entry, around.environment))
+        case FromBitwarden() as entry:
+            return Reading(commands.read_bitwarden(entry, around.environment))
+        case FromApplePasswords() as entry:
+            raise unavailable(entry, "unsupported", "Apple's passwords are on macOS only; use the keyring or a file")
+        case FromCommand() as entry:
+            raise unavailable(entry, "unsupported", "cmd:// is not supported yet")
+        case Named():  # pragma: no cover
+            raise AssertionError
 
 
 def load(
-    reference: Reference, environment: Mapping[str, str], rights: AbstractContextManager[None], where: str
+    reference: Readable, environment: Mapping[str, str], rights: AbstractContextManager[None], where: str
 ) -> Secret:
-    """What `reference` stands for, read from `environment`, or from a file with the account's `rights`.
+    """What `reference` stands for, read now from `environment`, or from a file with the account's `rights`.
 
     Raises:
-        ConfigError: there is none, it is empty, or the file is open to others. Never says what it found.
+        ConfigError: there is none that can be used. Never says what it found.
     """
-    match reference:
-        case FromEnvironment(name):
-            value = os.fsencode(environment.get(name, ""))
-            if not value:
-                raise ConfigError(where, f"the variable {name} is not set, or empty")
-            return Secret(value)
-        case FromFile(path):
-            with rights:
-                return Secret(_content(path, where))
+    with rights:
+        try:
+            return read(reference, Surroundings(os.geteuid(), os.geteuid(), environment)).value
+        except CredentialUnavailable as error:
+            what = reference.path if isinstance(reference, FromFile) else f"the variable {reference.name}"
+            raise ConfigError(where, f"{what}: {error.problem}") from error
 
 
-def _variable(name: str, where: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ConfigError(where, "the name of a variable has letters, digits and _ only")
-    if name.upper() in _NO_SECRETS:
-        raise ConfigError(where, f"{name} changes how programs run: keep the secret in another variable")
-    return name
+def is_lazy(reference: Reference) -> bool:
+    """Whether reading it may take long, ask somebody or cost something: it is read when a request needs it."""
+    return isinstance(reference, Named | FromHostStore | FromKeyring | FromOnePassword | FromBitwarden)
 
 
-def _path(path: str, where: str) -> str:
-    if not path.startswith("/") or path == "/" or ".." in Path(path).parts or _UNSAFE_IN_PATH.search(path):
-        raise ConfigError(where, "the path of a secret is absolute and plain", hint="as in file:///run/secrets/proxy")
-    return path
+def is_supported(reference: Reference) -> bool:
+    """Whether it can ever be read here."""
+    return not isinstance(reference, FromApplePasswords | FromCommand)
 
 
-def _content(path: str, where: str) -> bytes:
+def lifetime_s(reference: Reference) -> float:
+    """How long what was read lazily is taken for what it still is."""
+    if isinstance(reference, FromBitwarden) and reference.field == "totp":
+        return _ONE_TIME_CODE_S
+    return _PASSWORD_MANAGER_S if isinstance(reference, FromOnePassword | FromBitwarden) else _KEYRING_S
+
+
+def deadline_s(reference: Reference, around: Surroundings) -> float | None:
+    """How long a lazy one may take to be read. None: as long as it likes."""
+    if not isinstance(resolved(reference, around.uid), FromKeyring):
+        return commands.DEADLINE_S + _GRACE_S
+    return keyring_store.timeout_s(around.environment)
+
+
+def needs_set_id(reference: Reference) -> bool:
+    """Whether what reads it gains a group by being executed: 1Password's application answers only to such an `op`."""
+    return isinstance(reference, FromOnePassword)
+
+
+def preload(references: Collection[Reference], uid: int) -> None:
+    """Import what reading them needs."""
+    if any(isinstance(resolved(reference, uid), FromKeyring) for reference in references):
+        keyring_store.preload()
+
+
+def needed_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of it sources other than variables are found with."""
+    kept = commands.environment_for_programs(environment)
+    others = ("CREDENTIALS_DIRECTORY", "NONO_KEYRING_TIMEOUT_SECS", "PYTHON_KEYRING_BACKEND")
+    return kept | {name: environment[name] for name in others if name in environment}
+
+
+def from_variable(reference: FromEnvironment, content: bytearray | None) -> Secret:
+    """The secret in `content`, the value of that variable, which is overwritten. Raises CredentialUnavailable."""
+    if not content:
+        raise unavailable(reference, "missing", "the variable is not set, or empty")
     try:
-        # Of a pipe nobody writes to, the end is read at once.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            _check_private(os.fstat(file.fileno()), path, where)
-            value = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(where, f"{path}: {error.strerror}") from error
-    value = value.removesuffix(b"\n").removesuffix(b"\r")
-    if not value or len(value) > _MAX_BYTES:
-        raise ConfigError(where, f"{path} is empty, or larger than a secret can be")
-    return value
-
-
-def _check_private(found: os.stat_result, path: str, where: str) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise ConfigError(where, f"{path} is not a file")
-    if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError(where, f"{path} is open to other accounts", hint=f"chmod 600 {path}")
+        content.decode()
+    except UnicodeDecodeError as error:
+        raise unavailable(reference, "unreadable", "the variable is not UTF-8") from error
+    return checked(reference, content)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from nono_ebpf.kernel import libc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 TABLE = Path("/proc/self/mountinfo")
 
@@ -69,9 +69,28 @@ def handles(paths: Iterable[Path]) -> dict[Path, int]:
     return {path: os.open(path, flags) for path in paths if path.exists() and not path.is_symlink()}
 
 
-def fresh(path: Path, options: str) -> None:
-    """An empty tmpfs over the directory `path`; `options` as in tmpfs(5)."""
-    libc.mount("tmpfs", str(path), "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, options)
+def fresh(path: Path, options: str, flags: int = 0) -> None:
+    """An empty tmpfs over the directory `path`; `options` as in tmpfs(5), more `flags` as in mount(2)."""
+    libc.mount("tmpfs", str(path), "tmpfs", libc.MS_NOSUID | libc.MS_NODEV | flags, options)
+
+
+def replace_with_copy(directory: Path, work: Path, links: Mapping[str, Path]) -> None:
+    """Put a directory in place of `directory` that has what is in it, and `links` besides: for names that are missing
+    where nothing can be made. What comes later, or is renamed, is not seen in it. `work`: an empty directory in which
+    root alone writes.
+    """
+    fresh(work, "mode=0755")
+    for entry in directory.iterdir():
+        if entry.name in links:
+            continue
+        if entry.is_symlink():
+            (work / entry.name).symlink_to(entry.readlink())
+        elif entry.is_dir() or entry.is_file():
+            bind_file(entry, work / entry.name)
+    for name, target in links.items():
+        (work / name).symlink_to(target)
+    libc.mount(str(work), str(directory), None, libc.MS_BIND | libc.MS_REC)
+    libc.unmount(str(work))
 
 
 def bind_handle(handle: int, path: Path) -> None:

@@ -25,10 +25,12 @@ from nono_ebpf.policy.rules import WEB_PORTS, Policy, Rule
 if TYPE_CHECKING:
     from nono_ebpf.model import IPAddress
     from nono_ebpf.policy.endpoints import Request
+    from nono_ebpf.policy.services import Judgement, Service
     from nono_ebpf.policy.upstream_proxy import UpstreamProxy
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _IS_PROXY = "it is the upstream proxy itself, which could be asked for any host"
+_NO_PATH = "its path is too long or has escapes that no rule can be about"
 _REMEDY_MAX = 160  # characters: what is longer is cut where it is shown
 
 
@@ -37,7 +39,8 @@ class Ask:
     """A question. `host` is what will be reached; `also` is every other host that the same flow claims.
 
     `port` None: a name is about to be looked up, for whatever port. `addresses` None: not resolved yet; the same for
-    those of the upstream proxy. `request` None: this is about a connection.
+    those of the upstream proxy. `request` None: this is about a connection. `service`: the client named it, rather than
+    the host.
     """
 
     host: str
@@ -47,6 +50,7 @@ class Ask:
     addresses: tuple[ResolvedAddress, ...] | None = None
     request: Request | None = None
     proxy_addresses: tuple[ResolvedAddress, ...] | None = None
+    service: str | None = None
 
     def answered(self, question: Resolve, addresses: tuple[ResolvedAddress, ...]) -> Ask:
         """The same, with the answer to what `decide` wanted to know."""
@@ -60,7 +64,8 @@ class Permit:
     """The flow may go to these endpoints and nowhere else, in this order; port 0 when none was asked for.
 
     `via`: the endpoints are this proxy's, which is to be asked for `host` and `port`. `target`: what to send instead
-    of the request's target, when that was judged; None leaves it as it is.
+    of the request's target, when that was judged; None leaves it as it is. `service`: its credential belongs into the
+    request.
     """
 
     host: str
@@ -69,6 +74,7 @@ class Permit:
     rule: Rule
     via: UpstreamProxy | None = None
     target: str | None = None
+    service: Service | None = None
 
 
 class DenialCategory(StrEnum):
@@ -118,7 +124,7 @@ def decide(policy: Policy, ask: Ask) -> Permit | Denial | Resolve:
         return judged
     verdict = _judge_road(policy, ask, rule)
     if isinstance(verdict, Permit) and judged is not None:
-        return replace(verdict, rule=judged.rule, target=judged.target)
+        return replace(verdict, rule=judged.rule or rule, target=judged.target, service=judged.service)
     return verdict
 
 
@@ -133,9 +139,6 @@ def _judge_names(policy: Policy, ask: Ask) -> Rule | Denial:
     for name in names:
         if rule := _denying(policy, name, ask.port):
             return _denied_by(ask, name, rule)
-    for name in names:
-        if service := _service(policy, name, ask.port):
-            return _managed(ask, name, service)
     allowing = [_allowing(policy, name, ask.port) for name in names]
     for name, allowed in zip(names, allowing, strict=True):
         if allowed is None:
@@ -146,20 +149,35 @@ def _judge_names(policy: Policy, ask: Ask) -> Rule | Denial:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """A request that is permitted: by which rule, and how it is to be sent."""
+    """A request that is permitted: how it is to be sent, with which credential, and by which rule with endpoints."""
 
-    rule: Rule
     target: str
+    rule: Rule | None = None
+    service: Service | None = None
 
 
 def _judge_request(policy: Policy, ask: Ask) -> _Judged | Denial | None:
-    """What the rules with endpoints say, if there are any for the hosts of `ask`."""
-    if ask.port is None or not policy.allow.has_endpoints:
+    """What is said about the requests to the hosts of `ask`, if anything is."""
+    if ask.port is None:
         return None
+    judged = _judge_by_rules(policy, ask) if policy.allow.has_endpoints else None
+    if isinstance(judged, Denial):
+        return judged
+    service = _judge_services(policy, ask) if policy.managed.rules else None
+    if isinstance(service, Denial):
+        return service
+    if service is not None:
+        return replace(service, rule=judged.rule if judged else None)
+    if ask.request is None and policy.allow.intercepts:
+        return _intercepted(policy, ask)
+    return judged
+
+
+def _judge_by_rules(policy: Policy, ask: Ask) -> _Judged | Denial | None:
     judged: _Judged | None = None
     path = parse_path(ask.request.target) if ask.request else None
     for name in (ask.host, *ask.also):
-        spelled = [policy.allow.with_endpoints(each, ask.port) for each in _spellings(name)]
+        spelled = [policy.allow.with_endpoints(each, ask.port or 0) for each in _spellings(name)]
         if rules := list(chain.from_iterable(spelled)):
             found = _judge_endpoints(ask, name, rules, path)
             if isinstance(found, Denial):
@@ -168,29 +186,120 @@ def _judge_request(policy: Policy, ask: Ask) -> _Judged | Denial | None:
     return judged
 
 
+def _intercepted(policy: Policy, ask: Ask) -> Denial | None:
+    """In a tunnel nothing could be looked at."""
+    for name in (ask.host, *ask.also):
+        for each in _spellings(name):
+            if rule := policy.allow.intercepting(each, ask.port or 0):
+                reason = f"every request to it is to be looked at ({rule.source}), and in a tunnel none can be"
+                text = _in_context(ask, name, reason)
+                return Denial(DenialCategory.CONNECT_BYPASSES_L7, name, ask.port, text, rule, None)
+    return None
+
+
 def _judge_endpoints(ask: Ask, name: str, rules: list[Rule], path: Path | None) -> _Judged | Denial:
     first = rules[0]
     if ask.request is None:
         reason = f"only certain requests to it are allowed ({first.source}), and in a tunnel none can be judged"
         return Denial(DenialCategory.CONNECT_BYPASSES_L7, name, ask.port, _in_context(ask, name, reason), first, None)
     if path is None:
-        reason = "its path is too long or has escapes that no rule can be about"
-        return Denial(DenialCategory.ENDPOINT_POLICY, name, ask.port, reason, first, None)
+        return Denial(DenialCategory.ENDPOINT_POLICY, name, ask.port, _NO_PATH, first, None)
     method = ask.request.method
     if permits([each for rule in rules for each in rule.endpoints], method, path.readings):
         alone = (rule for rule in rules[1:] if permits(rule.endpoints, method, path.readings))
-        return _Judged(next(alone, first) if len(rules) > 1 else first, path.target)
+        return _Judged(path.target, next(alone, first) if len(rules) > 1 else first)
     reason = f"no endpoint rule allows {method} {' alias '.join(path.readings)}"
-    remedy = _endpoint_remedy(_with_port(name, ask.port).removesuffix(":80"), path)
+    remedy = _endpoint_remedy(ask.request, _with_port(name, ask.port), path)
     return Denial(DenialCategory.ENDPOINT_POLICY, name, ask.port, _in_context(ask, name, reason), first, remedy)
 
 
-def _endpoint_remedy(authority: str, path: Path) -> str | None:
+def _endpoint_remedy(request: Request, authority: str, path: Path) -> str | None:
     """An option for this path alone, as a shell takes it. None where one rule would not be enough."""
-    glob = glob_of(path.target)
-    if len(path.readings) > 1 or len(glob) > _REMEDY_MAX:
+    scheme, port = ("https", ":443") if request.tls else ("http", ":80")
+    if (glob := _alone(path)) is None:
         return None
-    return f"--allow-domain {shlex.quote(f'http://{authority}{glob}')}"
+    return f"--allow-domain {shlex.quote(f'{scheme}://{authority.removesuffix(port)}{glob}')}"
+
+
+def _alone(path: Path) -> str | None:
+    glob = glob_of(path.target)
+    return None if len(path.readings) > 1 or len(glob) > _REMEDY_MAX else glob
+
+
+# ------------------------------------------------------------ services
+
+
+def _judge_services(policy: Policy, ask: Ask) -> _Judged | Denial | None:
+    """Whose credential a request needs. A tunnel to such a host is denied: nothing could be put into it."""
+    by_name = {name: _managed(policy, ask, name) for name in (ask.host, *ask.also)}
+    managed = by_name[ask.host]
+    for name, rules in by_name.items():
+        if ask.request is None and rules:
+            reason = f"the credential {rules[0].text} is for requests to it, and in a tunnel none can be judged"
+            text = _in_context(ask, name, reason)
+            return Denial(DenialCategory.CONNECT_BYPASSES_L7, name, ask.port, text, rules[0], None)
+        if rules != managed:
+            reason = "it is one of two hosts that the request names, and one of them has a credential"
+            return Denial(DenialCategory.ENDPOINT_POLICY, name, ask.port, _in_context(ask, name, reason), None, None)
+    if not managed or ask.request is None:
+        return None
+    known = [policy.services[rule.text] for rule in managed if rule.text in policy.services]
+    if len(known) < len(managed):
+        missing = next(rule for rule in managed if rule.text not in policy.services)
+        reason = f"requests to it need the credential {missing.text}, which is not available"
+        return Denial(DenialCategory.MANAGED_CREDENTIAL_UNAVAILABLE, ask.host, ask.port, reason, missing, None)
+    return _choose_service(ask, ask.request, known)
+
+
+def _choose_service(ask: Ask, request: Request, services: list[Service]) -> _Judged | Denial:
+    """The one service that a request is for. One that no rule of theirs allows goes nowhere, also not without."""
+    path = parse_path(request.target)
+    if path is None:
+        return _not_for(ask, services[0], _NO_PATH)
+    judged = [(each, each.judge(request.method, path.readings)) for each in services]
+    for service, judgement in judged:
+        if judgement.final and judgement.action != "allow":
+            return _not_for(ask, service, _refusing(request, path, service, judgement))
+    allowing = [service for service, judgement in judged if judgement.action == "allow"]
+    if len(allowing) > 1:
+        names = " and ".join(each.name for each in allowing)
+        return _not_for(ask, allowing[0], f"it is ambiguous: the credentials {names} are both for such requests")
+    if not allowing:
+        service, judgement = judged[0]
+        glob = _alone(path)
+        remedy = None if glob is None or service.endpoint_policy else f"{service.name}:{request.method}:{glob}"
+        return _not_for(ask, service, _refusing(request, path, service, judgement), remedy)
+    (service,) = allowing
+    if request.tls != service.tls:
+        return _not_for(ask, service, f"the credential {service.name} is sent over TLS only, and this is plain HTTP")
+    return _Judged(path.target, service=service)
+
+
+def _refusing(request: Request, path: Path, service: Service, judgement: Judgement) -> str:
+    asked = f"{request.method} {' alias '.join(path.readings)}"
+    if judgement.action == "approve":
+        return f"{asked} needs an approval ({judgement.rule} of {service.name}), and nobody can be asked for it"
+    if not judgement.final:
+        return f"no endpoint rule of the service {service.name} allows {asked}"
+    said = f": {judgement.reason}" if judgement.reason else ""
+    return f"the endpoint policy of the service {service.name} denies {asked} ({judgement.rule}){said}"
+
+
+def _not_for(ask: Ask, service: Service, reason: str, endpoint: str | None = None) -> Denial:
+    remedy = None if endpoint is None else f"--allow-endpoint {shlex.quote(endpoint)}"
+    return Denial(DenialCategory.ENDPOINT_POLICY, ask.host, ask.port, reason, service.host, remedy)
+
+
+def _managed(policy: Policy, ask: Ask, name: str) -> list[Rule]:
+    """The services of `name`, most specific first; the one that was named, if one was."""
+    return [rule for rule in _managed_on(policy, name, ask.port or 0) if ask.service in {None, rule.text}]
+
+
+def _managed_on(policy: Policy, name: str, port: int) -> list[Rule]:
+    if not policy.managed.rules:
+        return []
+    found = [policy.managed.most_specific(each, port) for each in _spellings(name)]
+    return list(dict.fromkeys(chain.from_iterable(found)))
 
 
 def _judge_road(policy: Policy, ask: Ask, rule: Rule) -> Permit | Denial | Resolve:
@@ -281,22 +390,17 @@ def _spellings(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((name, *_LOOPBACK))) if own else (name,)
 
 
-def _service(policy: Policy, name: str, port: int | None) -> Rule | None:
-    """The credential that requests to it need."""
-    if port is None or not policy.managed.rules:
-        return None
-    return next(filter(None, [policy.managed.match(each, port) for each in _spellings(name)]), None)
-
-
 def _denying(policy: Policy, name: str, port: int | None) -> Rule | None:
     """The deny rule for `name`. A lookup is denied when no allowed port is left to use its answer for."""
     if port is not None:
         return next(filter(None, [policy.deny.match(each, port) for each in _spellings(name)]), None)
-    if rule := policy.deny.match_every_port(name):
+    if rule := next(filter(None, map(policy.deny.match_every_port, _spellings(name))), None):
         return rule
     if _open_rules(policy, name):
         return None
-    return policy.deny.match(name, None) if policy.allow.match(name, None) else None
+    if policy.allow.match(name, None) is None:
+        return None
+    return next(filter(None, [policy.deny.match(each, None) for each in _spellings(name)]), None)
 
 
 def _denying_address(policy: Policy, address: IPAddress, port: int | None) -> Rule | None:
@@ -311,7 +415,7 @@ def _denying_address(policy: Policy, address: IPAddress, port: int | None) -> Ru
 
 def _allowing(policy: Policy, name: str, port: int | None) -> Rule | None:
     if port is not None:
-        return policy.allow.match(name, port)
+        return policy.allow.match(name, port) or next(iter(_managed_on(policy, name, port)), None)
     # Which port will follow is not known: prefer the rule that may reach this machine's own addresses.
     open_rule = max(_open_rules(policy, name), key=lambda rule: rule.names_port, default=None)
     # The connection will be refused, and say why.
@@ -336,7 +440,7 @@ def _open_rules(policy: Policy, name: str) -> list[Rule]:
     return [
         rule
         for rule in policy.allow.matching(name)
-        if rule.ports is None or any(policy.deny.match(name, port) is None for port in rule.ports)
+        if rule.ports is None or any(_denying(policy, name, port) is None for port in rule.ports)
     ]
 
 
@@ -367,16 +471,6 @@ def _not_allowed(policy: Policy, ask: Ask, name: str) -> Denial:
     else:
         reason = "no rule allows it"
     return _denied(ask, name, reason, f"--allow-domain {_spelled(name, ask.port)}")
-
-
-def _managed(ask: Ask, name: str, service: Rule) -> Denial:
-    if ask.request is None:
-        category = DenialCategory.CONNECT_BYPASSES_L7
-        reason = f"the credential {service.text} is for requests to it, and in a tunnel none can be judged"
-    else:
-        category = DenialCategory.MANAGED_CREDENTIAL_UNAVAILABLE
-        reason = f"requests to it need the credential {service.text}, which is not available"
-    return Denial(category, name, ask.port, _in_context(ask, name, reason), service, None)
 
 
 def _denied_by(ask: Ask, name: str, rule: Rule, what: str = "it") -> Denial:

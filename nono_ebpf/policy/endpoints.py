@@ -45,10 +45,11 @@ _DECODINGS = 2  # a server behind a server: each undoes one
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a request asks for: its method as sent, and its origin-form target (RFC 9112 §3.2.1)."""
+    """What a request asks for: its method as sent, and its origin-form target (RFC 9112 §3.2.1). `tls`: inside TLS."""
 
     method: str
     target: str
+    tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)

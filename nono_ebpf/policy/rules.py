@@ -19,7 +19,9 @@ from nono_ebpf.policy.endpoints import EndpointRule  # noqa: TC001  # msgspec re
 from nono_ebpf.policy.upstream_proxy import UpstreamProxy  # noqa: TC001
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from nono_ebpf.policy.services import Service
 
 WEB_PORTS = frozenset({80, 443})
 _EXPECTED = "write host, host:port, *.domain or [IPv6]:port"
@@ -30,7 +32,8 @@ class Rule:
     """One rule. `pattern` is a canonical host, `*.` and a canonical name, or `*`.
 
     `ports` None is every port; `names_port`: the operator wrote it, rather than leaving it to the default.
-    `endpoints`: the only requests it is for; () is any connection. `text` is what the operator wrote, `source` where.
+    `endpoints`: the only requests it is for; () is any connection. `intercept`: whichever they are, each is looked at.
+    `text` is what the operator wrote, `source` where.
     """
 
     pattern: str
@@ -39,6 +42,7 @@ class Rule:
     source: str
     names_port: bool = False
     endpoints: tuple[EndpointRule, ...] = ()
+    intercept: bool = False
 
     @property
     def lists_address(self) -> bool:
@@ -67,7 +71,7 @@ _Ports = dict[int | None, list[Rule]]
 class HostRules:
     """Rules indexed by host. A lookup costs one dictionary access per label, however many rules there are."""
 
-    __slots__ = ("_below", "_everywhere", "_exact", "has_endpoints", "lists_addresses", "rules")
+    __slots__ = ("_below", "_everywhere", "_exact", "has_endpoints", "intercepts", "lists_addresses", "rules")
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
         self.rules = tuple(rules)
@@ -76,6 +80,7 @@ class HostRules:
         self._everywhere: _Ports = {}
         self.lists_addresses = any(rule.lists_address for rule in self.rules)
         self.has_endpoints = any(rule.endpoints for rule in self.rules)
+        self.intercepts = any(rule.intercept for rule in self.rules)
         # Where a port is both written and a default, the rule that writes it answers: it permits more.
         for rule in sorted(self.rules, key=lambda rule: not rule.names_port):
             ports = self._ports_of(rule.pattern)
@@ -89,10 +94,21 @@ class HostRules:
         """The most specific rule for the canonical `host` on `port`; for port None, one for any port."""
         if port is None:
             return next(self.matching(host), None)
+        return next(iter(self.most_specific(host, port)), None)
+
+    def most_specific(self, host: str, port: int) -> list[Rule]:
+        """Of the patterns that have a rule for the canonical `host` on `port`, all those of the most specific one."""
         for ports in self._tables(host):
             if found := ports.get(port) or ports.get(None):
-                return found[0]
-        return None
+                return found
+        return []
+
+    def intercepting(self, host: str, port: int) -> Rule | None:
+        """A rule that wants every request to the canonical `host` on `port` looked at, however specific."""
+        if not self.intercepts:
+            return None
+        tables = [[*ports.get(port, ()), *ports.get(None, ())] for ports in self._tables(host)]
+        return next((rule for rule in chain.from_iterable(tables) if rule.intercept), None)
 
     def match_every_port(self, host: str) -> Rule | None:
         """The most specific rule that holds for the canonical `host` on every port."""
@@ -144,13 +160,15 @@ class Policy:
     """What a sandbox may reach. An empty allow list allows nothing.
 
     `managed`: where a credential is to be put into requests; the text of such a rule is the service's name.
-    `upstream_proxy`: what is permitted goes through it, but for what it is told to leave alone.
+    `services`: those of them that we have a credential for, by name. `upstream_proxy`: what is permitted goes through
+    it, but for what it is told to leave alone.
     """
 
     allow: HostRules
     deny: HostRules
     managed: HostRules = field(default_factory=HostRules)
     upstream_proxy: UpstreamProxy | None = None
+    services: Mapping[str, Service] = field(default_factory=dict)
 
     def warnings(self) -> list[str]:
         """What the operator should know about rules that allow very much, or nothing; one line each."""

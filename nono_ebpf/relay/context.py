@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from nono_ebpf.policy.rules import Policy
     from nono_ebpf.relay.chain import ProxyAccess
     from nono_ebpf.relay.crowd import Crowd
+    from nono_ebpf.relay.interception import Interception
     from nono_ebpf.relay.limits import Limits
+    from nono_ebpf.relay.services import Services
     from nono_ebpf.relay.splice import Pipes
     from nono_ebpf.session_token import Token
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 PROTOCOL: Final = "protocol"  # the client broke its protocol
 NO_ORIGIN: Final = "no_origin"  # the kernel has no record of the connection
 AUTHENTICATION_FAILED: Final = "authentication_failed"  # nono's name for it
+INTERCEPT_HANDSHAKE_FAILED: Final = "intercept_handshake_failed"  # nono's name for it
+RATE_LIMITED: Final = "rate_limited"  # more requests to a service than it may be sent
+UNSUPPORTED_UPGRADE: Final = "unsupported_upgrade"  # nono's name for it
 UNKNOWN_SERVICE: Final = "unknown_service"  # a request for us ourselves, and nothing here has that name
 INTERNAL: Final = "internal"  # a fault of ours
 
@@ -70,7 +75,8 @@ class Context:
     """The relay's surroundings.
 
     `own_listeners`: where explicit proxy clients connect, as the sandbox sees it; `token`: what they have to show.
-    `access`: what the upstream proxy is shown.
+    `access`: what the upstream proxy is shown. `interception`: what it takes to end TLS here; None: it is not done.
+    `services`: what credentials are put into; None: there are none.
     """
 
     policy: Policy
@@ -85,6 +91,8 @@ class Context:
     admit: Admit
     token: Token
     access: ProxyAccess
+    interception: Interception | None = None
+    services: Services | None = None
 
     async def judge(self, ask: Ask, process: Process | None) -> Permit | Denial:
         """`decide()`, with addresses looked up when it asks for them, for `process`.

@@ -10,7 +10,7 @@ from.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from nono_ebpf.authority import Authority
     from nono_ebpf.model import Identity
     from nono_ebpf.relay.limits import Limits
+    from nono_ebpf.relay.services import Outgoing
     from nono_ebpf.relay.stream import Stream, Upstream
+    from nono_ebpf.wire.scrub import Scrubber
 
 # RFC 9110 §9.2.2: idempotent. Of those, the ones without a body.
 _REPEATABLE: Final = frozenset(("GET", "HEAD", "OPTIONS"))
@@ -33,13 +35,16 @@ _REPEATABLE: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 class Addressed:
     """Whom a request is for.
 
-    The authority it names, how we know, what else must be permitted, and its origin-form.
+    The authority it names, how we know, what else must be permitted, and its origin-form. `tls`: it goes on inside TLS.
+    `service`: the client asked for it by this name.
     """
 
     authority: Authority
     identity: Identity
     also: tuple[str, ...]
     target: str
+    tls: bool = False
+    service: str | None = None
 
 
 class Outcome(Enum):
@@ -54,7 +59,8 @@ class Outcome(Enum):
 class Exchange:
     """One request and its response. `status` is set once a final response has begun to reach the client.
 
-    `piece_bytes`: how much of a body may be taken into memory now.
+    `piece_bytes`: how much of a body may be taken into memory now. `outgoing`: what is sent on in place of the
+    request's fields and target; what must not come back is covered in the response.
     """
 
     def __init__(
@@ -65,12 +71,14 @@ class Exchange:
         addressed: Addressed,
         limits: Limits,
         piece_bytes: Callable[[], int],
+        outgoing: Outgoing | None = None,
     ) -> None:
+        self._outgoing = outgoing
         self.client, self.upstream = client, upstream
         self._head, self._addressed, self._limits, self._piece_bytes = head, addressed, limits, piece_bytes
         self._body = http1.request_body(head)
         self._had_body = not self._body.done
-        self._websocket = http1.asks_for_websocket(head)
+        self._websocket = outgoing is None and not addressed.tls and http1.asks_for_websocket(head)
         self._interim_responses = 0
         self._received_before = upstream.received_bytes
         self.status: int | None = None
@@ -102,8 +110,15 @@ class Exchange:
         return outcome if self._body.done else Outcome.CLOSE_BOTH
 
     def _request(self) -> bytes:
-        addressed = self._addressed
-        return http1.request_bytes(self._head, addressed.target, addressed.authority, websocket=self._websocket)
+        addressed, outgoing = self._addressed, self._outgoing
+        return http1.request_bytes(
+            self._head,
+            outgoing.target if outgoing else addressed.target,
+            addressed.authority,
+            websocket=self._websocket,
+            tls=addressed.tls,
+            fields=outgoing.fields if outgoing else None,
+        )
 
     async def _upload(self) -> None:
         """Relay the request's body.
@@ -129,12 +144,21 @@ class Exchange:
         # Delimited by nothing the client understands except the end of the connection.
         until_close = isinstance(body, http1.CloseBody | http1.ChunkedBody) and not chunked
         close = until_close or http1.wants_close(self._head) or not self._body.done
+        scrubber = self._scrubber(head, body)
         first = http1.response_bytes(head, close=close, chunked=chunked)
         self.status = head.status
-        await self._relay_body(body, self.upstream, self.client, first=first, chunked=chunked)
+        await self._relay_body(body, self.upstream, self.client, first=first, chunked=chunked, scrubber=scrubber)
         if close:
             return Outcome.CLOSE_BOTH
         return Outcome.CLOSE_UPSTREAM if http1.wants_close(head) else Outcome.KEEP
+
+    def _scrubber(self, head: http1.ResponseHead, body: http1.Body) -> Scrubber | None:
+        """For a body that could hold the credential. Raises UpstreamError for one in which nobody could see it."""
+        if self._outgoing is None or body.done:
+            return None
+        if http1.list_tokens(head.fields, b"content-encoding") - {b"identity"}:
+            raise UpstreamError("read", self.upstream.target, "sent a compressed body though it was asked not to")
+        return self._outgoing.scrubber()
 
     async def _final_head(self) -> http1.ResponseHead:
         """The head of the final response, or of a 101 that was asked for; other 1xx are passed on."""
@@ -167,7 +191,7 @@ class Exchange:
             parsed = await self._rest_of_the_head()
         head, size = parsed
         del upstream.unread[:size]
-        return head
+        return head if self._outgoing is None else _scrubbed(head, self._outgoing.scrubber())
 
     async def _rest_of_the_head(self) -> tuple[http1.ResponseHead, int]:
         upstream = self.upstream
@@ -185,9 +209,16 @@ class Exchange:
             raise _unanswered(self.upstream)
 
     async def _relay_body(
-        self, body: http1.Body, source: Stream, sink: Stream, *, first: bytes = b"", chunked: bool | None = None
+        self,
+        body: http1.Body,
+        source: Stream,
+        sink: Stream,
+        *,
+        first: bytes = b"",
+        chunked: bool | None = None,
+        scrubber: Scrubber | None = None,
     ) -> None:
-        """Relay a message body, `first` in front of it.
+        """Relay a message body, `first` in front of it, through the `scrubber`.
 
         `chunked` None: in chunks when the body comes in chunks.
         """
@@ -195,6 +226,8 @@ class Exchange:
         while True:
             held_bytes = len(source.unread)
             content = body.take(source.unread)
+            if scrubber is not None:
+                content = scrubber.feed(content) + (scrubber.flush() if body.done else b"")
             data = first + (http1.encode_chunk(content) if chunked else content)
             if body.done and chunked:
                 data += http1.LAST_CHUNK
@@ -209,6 +242,11 @@ class Exchange:
                 continue  # what is left may be more of the body
             if not await source.fill(self._limits.idle_s, self._piece_bytes()):
                 body.end_of_stream()
+
+
+def _scrubbed(head: http1.ResponseHead, scrubber: Scrubber) -> http1.ResponseHead:
+    fields = tuple([(name, scrubber.text(value)) for name, value in head.fields])
+    return replace(head, reason=scrubber.text(head.reason), fields=fields)
 
 
 def _unanswered(upstream: Upstream) -> UpstreamError:

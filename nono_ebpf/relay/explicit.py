@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING
 
 from nono_ebpf.audit.record import without_query
 from nono_ebpf.authority import Authority, host_address, parse_authority
+from nono_ebpf.credentials.injection import Presented
 from nono_ebpf.errors import ClientProtocolError, InvalidAuthority
 from nono_ebpf.model import Endpoint, Identity
 from nono_ebpf.policy.decide import DenialCategory
+from nono_ebpf.policy.endpoints import parse_path
 from nono_ebpf.relay import refuse
 from nono_ebpf.relay.context import AUTHENTICATION_FAILED, UNKNOWN_SERVICE, Context
 from nono_ebpf.relay.exchange import Addressed
 from nono_ebpf.relay.refuse import Language
+from nono_ebpf.relay.services import not_the_phantom
 from nono_ebpf.relay.socks import Handshake
 from nono_ebpf.wire import http1, proxy_auth, socks5
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nono_ebpf.audit.record import Mode, Record
+    from nono_ebpf.policy.services import Service
     from nono_ebpf.relay.http import Conversation
     from nono_ebpf.relay.stream import Stream
 
@@ -105,16 +109,21 @@ class Explicit:
     async def _serve_http(self) -> Wanted | None:
         """Every request up to the first good CONNECT."""
         while (head := await self._conversation.next_head()) is not None:
-            service = self._service(head)
-            mode: Mode = "connect" if head.method == "CONNECT" else "http" if service is None else "reverse"
+            name = self._service(head)
+            mode: Mode = "connect" if head.method == "CONNECT" else "http" if name is None else "reverse"
             record = self._open_record(mode)
-            if not self._authenticate(head, record):
+            authenticated = self._authenticate(head, record)
+            service = self._known_service(name)
+            if service is not None:
+                if not await self._serve_service(head, record, service):
+                    return None
+            elif not authenticated:
                 if not await self._challenge(head, record):
                     return None
             elif head.method == "CONNECT":
                 return await self._tunnel(head, record)
-            elif service is not None:
-                await self._refuse_service(head, record, service)
+            elif name is not None:
+                await self._refuse_service(head, record, name)
                 return None
             elif not await self._conversation.serve(head, record):
                 return None
@@ -198,6 +207,35 @@ class Explicit:
             ports = {each.port for each in self._context.own_listeners}
             return authority.host == "localhost" and authority.port in ports
         return Endpoint(address, authority.port) in self._context.own_listeners
+
+    def _known_service(self, name: str | None) -> Service | None:
+        """One that we have a credential for, and that has one host."""
+        service = None if name is None else self._context.policy.services.get(name)
+        return None if service is None or service.host.pattern.startswith("*") else service
+
+    async def _serve_service(self, head: http1.RequestHead, record: Record, service: Service) -> bool:
+        """Send the request to the service's own host. Whose it is it may say where the credential belongs, too."""
+        absolute = http1.split_absolute_form(head.target)
+        rest = (head.target if absolute is None else absolute[2]).removeprefix(f"/{service.name}")
+        # Made canonical before it is put behind the service's own path: no `..` leads out of that.
+        path = parse_path(rest if rest.startswith("/") else f"/{rest}")
+        if path is None or "#" in rest:
+            error = ClientProtocolError("its path is too long or has escapes that no rule can be about")
+            await self._conversation.refuse_malformed(head, record, error)
+            return False
+        target = service.base_path + path.target
+        if record.auth_outcome != "succeeded" and not self._shows_phantom(head, service, target):
+            refusal = not_the_phantom(service, record, "the session token is missing, or is another")
+            await self._conversation.refuse(head, record, refusal)
+            return False
+        (port,) = service.host.ports or (0,)
+        authority = Authority(service.host.pattern, port)
+        addressed = Addressed(authority, Identity.AUTHORITY, (), target, tls=service.tls, service=service.name)
+        return await self._conversation.serve(head, record, addressed)
+
+    def _shows_phantom(self, head: http1.RequestHead, service: Service, target: str) -> bool:
+        services = self._context.services
+        return services is not None and services.phantom(service, head, target).presented is Presented.PHANTOM
 
     async def _refuse_service(self, head: http1.RequestHead, record: Record, service: str) -> None:
         if any(rule.text == service for rule in self._context.policy.managed.rules):

@@ -7,7 +7,8 @@ never dialled when a name is known.
 
     origin unknown                      → reset
     to a listener of ours               → explicit client: its requests, or the tunnel it wants (see `explicit`)
-    name known, requests are judged     → the client's first bytes must be HTTP, and nobody is dialled before
+    name known, requests are judged     → the client's first bytes must be HTTP, or TLS, which then ends here; nobody is
+                                          dialled before
     name known, or address allowed      → judge, dial, then whoever speaks first:
                                             upstream           → splice
                                             client, TLS        → splice, by its server name when that differs
@@ -32,10 +33,18 @@ from nono_ebpf.errors import ClientProtocolError, NonoError, UpstreamError
 from nono_ebpf.model import FlowOrigin, Identity, Process, ResolvedAddress
 from nono_ebpf.policy.decide import Ask, Denial, DenialCategory, Permit
 from nono_ebpf.relay import refuse
-from nono_ebpf.relay.context import INTERNAL, NO_ORIGIN, PROTOCOL, Context, note_verdict
+from nono_ebpf.relay.context import (
+    INTERCEPT_HANDSHAKE_FAILED,
+    INTERNAL,
+    NO_ORIGIN,
+    PROTOCOL,
+    Context,
+    note_verdict,
+)
 from nono_ebpf.relay.explicit import Explicit, Wanted, addressed_to_proxy
-from nono_ebpf.relay.http import Conversation, Redirected
+from nono_ebpf.relay.http import Conversation, Intercepted, Redirected
 from nono_ebpf.relay.refuse import Language, Refusal
+from nono_ebpf.relay.secure import accept
 from nono_ebpf.relay.stream import Activity, Stream, Upstream, activity_of, first_readable, reason_of
 from nono_ebpf.relay.tunnel import tunnel
 from nono_ebpf.relay.upstream import dial
@@ -46,6 +55,7 @@ if TYPE_CHECKING:
     import socket
 
     from nono_ebpf.model import IPAddress
+    from nono_ebpf.relay.http import Addressing
     from nono_ebpf.wire.tls_hello import ClientHello
 
 _LOOPBACK = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
@@ -202,17 +212,24 @@ class Flow:
         ask = Ask(host=authority.host, port=authority.port, identity=Identity.AUTHORITY)
         try:
             verdict = await self._judge(ask)
-            if isinstance(verdict, Denial):
+            if isinstance(verdict, Denial) and not self._may_intercept(verdict):
                 await self._refuse(refuse.denied(verdict), wanted.language)
                 return
-            upstream = await self._dial(verdict)
+            upstream = await self._dial(verdict) if isinstance(verdict, Permit) else None
         except UpstreamError as error:
             await self._refuse_unreachable(error, wanted.language)
             return
         if wanted.language is Language.HTTP:
             self._record.status = 200
         await self._client.send(wanted.established, self._limits.idle_s)
-        await self._relay(upstream, authority, authority.host)
+        if isinstance(verdict, Denial):
+            await self._serve_by_first_bytes(authority.port, authority.host, verdict)
+        elif upstream is not None:
+            await self._relay(upstream, authority, authority.host)
+
+    def _may_intercept(self, denial: Denial) -> bool:
+        """Whether it is a tunnel that was denied, and what is inside can be judged instead."""
+        return denial.category is DenialCategory.CONNECT_BYPASSES_L7 and self._context.interception is not None
 
     async def _serve_redirected(self, origin: FlowOrigin) -> None:
         address, port = origin.destination.address, origin.destination.port
@@ -270,11 +287,12 @@ class Flow:
         """
         self._drop_upstream()
         also = (name,) if name is not None else ()
-        await self._judge_and_tunnel(Ask(host=hello.sni or "", port=port, identity=Identity.SNI, also=also))
-
-    async def _judge_and_tunnel(self, ask: Ask) -> None:
+        ask = Ask(host=hello.sni or "", port=port, identity=Identity.SNI, also=also)
         try:
             verdict = await self._judge(ask)
+            if isinstance(verdict, Denial) and self._may_intercept(verdict):
+                await self._intercept(Authority(ask.host, port), Identity.SNI, name)
+                return
             if isinstance(verdict, Denial):
                 await self._refuse(refuse.denied(verdict), Language.TLS)
                 return
@@ -295,14 +313,39 @@ class Flow:
             await self._refuse_malformed(error)
             return
         match sniffed:
-            case Tls(hello) if name is None and hello.sni is not None:
+            case Tls(hello) if hello.sni not in {None, name}:
                 self._record.sniff = "tls"
-                await self._judge_and_tunnel(Ask(host=hello.sni, port=port, identity=Identity.SNI))
+                await self._relay_by_server_name(hello, port, name)
+            case Tls() if name is not None and self._may_intercept(denial):
+                self._record.sniff = "tls"
+                await self._intercept(Authority(name, port), self._known_by(), name)
             case Http():
                 await self._converse(Redirected(port, name))
             case _:
                 note_verdict(self._record, denial)
                 await self._refuse(refuse.denied(denial))
+
+    def _known_by(self) -> Identity:
+        return Identity.AUTHORITY if self._record.mode in {"connect", "socks5"} else Identity.DNS
+
+    async def _intercept(self, authority: Authority, identity: Identity, known: str | None) -> None:
+        """End the client's TLS here, as the host of `authority`, and judge every request inside."""
+        record, interception = self._record, self._context.interception
+        if interception is None:
+            raise ClientProtocolError("TLS is not intercepted here")
+        record.mode = "redirect_intercept" if record.mode == "redirect" else "connect_intercept"
+        record.identity, record.target, record.port = identity.value, authority.host, authority.port
+        record.sniff = "tls"
+        try:
+            context = interception.certificates.context_for(authority.host)
+            self._client = await accept(self._client, context, self._limits.handshake_s)
+        except ClientProtocolError as error:
+            record.decision, record.denial_category, record.reason = "deny", INTERCEPT_HANDSHAKE_FAILED, str(error)
+            self._client.close()  # behind the alert
+            return
+        record.decision, record.denial_category, record.rule = "allow", None, None
+        record.reason = "the client asked for nothing inside TLS"
+        await self._converse(Intercepted(authority, identity, known))
 
     async def _sniff(self, upstream: Upstream | None) -> Sniffed | None:
         """The client's language; None when `upstream` is the first to say something that can be understood.
@@ -342,7 +385,7 @@ class Flow:
             self._record.reason = spliced.problem
 
     async def _converse(
-        self, addressing: Redirected, upstream: Upstream | None = None, authority: Authority | None = None
+        self, addressing: Addressing, upstream: Upstream | None = None, authority: Authority | None = None
     ) -> None:
         """Requests, the first ones over `upstream`, which is connected to `authority`."""
 

@@ -1,8 +1,9 @@
-"""Plain HTTP/1 on one client connection: every request is judged, sent to its host's owner, and recorded.
+"""HTTP/1 on one client connection: every request is judged, sent to its host's owner, and recorded.
 
 Knows the order of a request and its response. Syntax is `wire.http1`'s, verdicts are `policy.decide`'s,
-refusals are `refuse`'s. The upstream connection is kept for the next request to the same authority, and for
-nothing else. Where the path was judged, it is sent in the form that was.
+refusals are `refuse`'s, credentials `services`'. An upstream connection in clear is kept for the next request to the
+same authority, and for nothing else; those inside TLS are shared by the whole sandbox. Where the path was judged, it is
+sent in the form that was.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import socket
 import time
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from nono_ebpf.audit.record import Record, without_query
@@ -21,9 +22,10 @@ from nono_ebpf.model import Identity
 from nono_ebpf.policy.decide import Ask, Denial, Permit
 from nono_ebpf.policy.endpoints import Request
 from nono_ebpf.relay import refuse
-from nono_ebpf.relay.context import PROTOCOL, Context, note_verdict
+from nono_ebpf.relay.context import PROTOCOL, UNSUPPORTED_UPGRADE, Context, note_verdict
 from nono_ebpf.relay.exchange import Addressed, Exchange, Outcome
 from nono_ebpf.relay.refuse import Language, Refusal
+from nono_ebpf.relay.secure import SecureUpstream
 from nono_ebpf.relay.tunnel import tunnel
 from nono_ebpf.relay.upstream import dial
 from nono_ebpf.wire import NEED_MORE, http1
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from nono_ebpf.model import Process
+    from nono_ebpf.relay.interception import Interception
     from nono_ebpf.relay.limits import Limits
+    from nono_ebpf.relay.services import Outgoing
     from nono_ebpf.relay.stream import Stream, Upstream
 
 
@@ -54,17 +58,7 @@ class Redirected:
 
     def __call__(self, head: http1.RequestHead) -> Addressed:
         """The Host field, which an absolute-form target must equal."""
-        if head.method == "CONNECT":
-            raise ClientProtocolError("CONNECT to another proxy is not relayed: connect to the host itself")
-        authority = http1.host_field_authority(head, 80)
-        target = head.target
-        # RFC 9112 §3.2.2: an origin server obeys the target, not Host, so a request that says both
-        # differently is two requests.
-        if (absolute := http1.split_absolute_form(head.target)) is not None:
-            scheme, text, target = absolute
-            if scheme != "http" or http1.absolute_authority(text) != authority:
-                raise ClientProtocolError("request target and Host name different servers")
-        http1.check_origin_form(head, target)
+        authority, target = _origin_server(head, "http", 80)
         if authority is None:
             return self._by_known_name(target)
         if authority.port != self._port:
@@ -80,6 +74,42 @@ class Redirected:
         if self._address is not None:
             return Addressed(Authority(self._address, self._port), Identity.ADDRESS, (), target)
         raise ClientProtocolError("request without Host, and no name is known for its address")
+
+
+class Intercepted:
+    """Addressing for a client inside TLS, to which we have shown a certificate for the host of `authority`.
+
+    `known`: the host that its connection was for before it named one in TLS; None: that was nobody's.
+    """
+
+    def __init__(self, authority: Authority, identity: Identity, known: str | None) -> None:
+        self._authority, self._identity, self._known = authority, identity, known
+
+    def __call__(self, head: http1.RequestHead) -> Addressed:
+        """The connection's host, which the request must name as well (RFC 9110 §7.4)."""
+        named, target = _origin_server(head, "https", 443)
+        ours = self._authority
+        if named not in {None, ours}:
+            raise ClientProtocolError(f"Host names {named}, and TLS {ours}", status=421)
+        if self._known not in {None, ours.host}:
+            raise ClientProtocolError(f"TLS names {ours.host}, and the connection is to {self._known}", status=421)
+        return Addressed(ours, self._identity, (), target, tls=True)
+
+
+def _origin_server(head: http1.RequestHead, wanted: str, default_port: int) -> tuple[Authority | None, str]:
+    """The authority that a request to an origin server names, if it does, and its origin-form."""
+    if head.method == "CONNECT":
+        raise ClientProtocolError("CONNECT to another proxy is not relayed: connect to the host itself")
+    authority = http1.host_field_authority(head, default_port)
+    target = head.target
+    # RFC 9112 §3.2.2: an origin server obeys the target, not Host, so a request that says both
+    # differently is two requests.
+    if (absolute := http1.split_absolute_form(head.target)) is not None:
+        scheme, text, target = absolute
+        if scheme != wanted or http1.absolute_authority(text, default_port) != authority:
+            raise ClientProtocolError("request target and Host name different servers")
+    http1.check_origin_form(head, target)
+    return authority, target
 
 
 async def read_request_head(client: Stream, limits: Limits, patience_s: float) -> http1.RequestHead | None:
@@ -106,6 +136,15 @@ async def read_request_head(client: Stream, limits: Limits, patience_s: float) -
     head, size = parsed
     del client.unread[:size]
     return head
+
+
+@dataclass(frozen=True, slots=True)
+class _Sending:
+    """A request, whom it is for, and what is sent on in its place."""
+
+    head: http1.RequestHead
+    addressed: Addressed
+    outgoing: Outgoing | None
 
 
 class Conversation:
@@ -160,11 +199,14 @@ class Conversation:
             await self.refuse_malformed(None, self._new_record(), error)
             return None
 
-    async def serve(self, head: http1.RequestHead, record: Record) -> bool:
-        """Judge, send and record a request; True when the client's connection is ready for another."""
+    async def serve(self, head: http1.RequestHead, record: Record, addressed: Addressed | None = None) -> bool:
+        """Judge, send and record a request; True when the client's connection is ready for another.
+
+        `addressed`: whom it is for, where that has been found out already.
+        """
         with self._recorded(head, record):
             try:
-                return await self._serve(head, record)
+                return await self._serve(head, record, addressed)
             except ClientProtocolError as error:
                 return await self._refuse_malformed(head, record, error)
             except UpstreamError as error:
@@ -221,16 +263,40 @@ class Conversation:
         await refuse.answer(self._client, refusal, Language.HTTP, self._limits, head_only=head_only)
         return False
 
-    async def _serve(self, head: http1.RequestHead, record: Record) -> bool:
-        addressed = self._addressing(head)
+    async def _serve(self, head: http1.RequestHead, record: Record, addressed: Addressed | None) -> bool:
+        addressed = addressed or self._addressing(head)
         http1.request_body(head)  # refuses ambiguous framing before anybody is dialled
         permit = await self._judge(head, addressed, record)
         if isinstance(permit, Denial):
             return await self._refuse(head, record, refuse.denied(permit))
         if permit.target is not None:
             addressed = replace(addressed, target=permit.target)
-        if (kept := self._kept_for(addressed.authority)) is not None:
-            exchange = self._exchange(kept, head, addressed)
+        if (addressed.tls or permit.service) and http1.asks_for_websocket(head):
+            record.decision, record.denial_category = "deny", UNSUPPORTED_UPGRADE
+            return await self._refuse(head, record, refuse.unsupported_upgrade())
+        outgoing = await self._prepare(permit, head, addressed, record)
+        if isinstance(outgoing, Refusal):
+            return await self._refuse(head, record, outgoing)
+        if outgoing is not None and without_query(outgoing.judged) != without_query(addressed.target):
+            # The phantom was a part of the path: what is left of it is what the rules are about.
+            permit = await self._judge(head, replace(addressed, target=outgoing.judged), record)
+            if isinstance(permit, Denial):
+                return await self._refuse(head, record, refuse.denied(permit))
+        return await self._carry(permit, _Sending(head, addressed, outgoing), record)
+
+    async def _prepare(
+        self, permit: Permit, head: http1.RequestHead, addressed: Addressed, record: Record
+    ) -> Outgoing | Refusal | None:
+        """What is sent on in place of what came, where a credential belongs into it."""
+        if permit.service is None:
+            return None
+        if self._context.services is None:
+            raise ClientProtocolError("nothing here has credentials", status=503)
+        return await self._context.services.prepare(permit.service, head, addressed.target, record)
+
+    async def _carry(self, permit: Permit, sending: _Sending, record: Record) -> bool:
+        if (kept := self._kept(permit, sending.addressed)) is not None:
+            exchange = self._exchange(kept, sending)
             try:
                 return await self._finish(exchange, record)
             except UpstreamError:
@@ -238,36 +304,67 @@ class Conversation:
                 # more.
                 if not exchange.repeatable:
                     raise
-        upstream = await self._dial(permit, addressed.authority)
-        return await self._finish(self._exchange(upstream, head, addressed), record)
+        upstream = await self._dial(permit, sending.addressed)
+        return await self._finish(self._exchange(upstream, sending), record)
 
-    def _exchange(self, upstream: Upstream, head: http1.RequestHead, addressed: Addressed) -> Exchange:
+    def _exchange(self, upstream: Upstream, sending: _Sending) -> Exchange:
         piece_bytes = self._context.crowd.piece_bytes
-        return Exchange(self._client, upstream, head, addressed, self._limits, piece_bytes)
+        return Exchange(
+            self._client, upstream, sending.head, sending.addressed, self._limits, piece_bytes, sending.outgoing
+        )
 
     async def _judge(self, head: http1.RequestHead, addressed: Addressed, record: Record) -> Permit | Denial:
         authority = addressed.authority
-        # Of the origin-form: an absolute-form target could hold userinfo.
-        record.path = without_query(addressed.target)
+        # Of the origin-form: an absolute-form target could hold userinfo. The phantom may be a part of a path.
+        redacted = self._context.token.redacted
+        record.path = redacted(without_query(addressed.target))
         record.identity, record.target, record.port = addressed.identity.value, authority.host, authority.port
-        request = Request(head.method, addressed.target)
-        ask = Ask(authority.host, authority.port, addressed.identity, addressed.also, request=request)
+        record.route_id = addressed.service
+        request = Request(head.method, addressed.target, addressed.tls)
+        ask = Ask(
+            authority.host,
+            authority.port,
+            addressed.identity,
+            addressed.also,
+            request=request,
+            service=addressed.service,
+        )
         verdict = await self._context.judge(ask, self._process)
         note_verdict(record, verdict)
+        record.reason, record.remedy = (each and redacted(each) for each in (record.reason, record.remedy))
         return verdict
 
-    def _kept_for(self, authority: Authority) -> Upstream | None:
-        """The connection of the last request, if it is to the same authority and still good."""
-        if self._upstream is not None and self._upstream_for == authority and is_quiet(self._upstream):
+    def _kept(self, permit: Permit, addressed: Addressed) -> Upstream | None:
+        """A connection that carried a request before, if it is to the same authority and still good."""
+        if addressed.tls:
+            self.close()
+            self._upstream = self._inside().upstreams.idle(permit)
             return self._upstream
+        kept = self._upstream
+        if kept is not None and self._upstream_for == addressed.authority and is_quiet(kept):
+            return kept
         self.close()
         return None
 
-    async def _dial(self, permit: Permit, authority: Authority) -> Upstream:
+    async def _dial(self, permit: Permit, addressed: Addressed) -> Upstream:
         self.close()
+        if addressed.tls:
+            self._upstream = await self._inside().upstreams.connect(permit)
+            return self._upstream
         upstream = await dial(permit, self._limits, self._context.access)
-        self.adopt(upstream, authority)
+        self.adopt(upstream, addressed.authority)
         return upstream
+
+    def _inside(self) -> Interception:
+        if self._context.interception is None:
+            raise ClientProtocolError("requests over TLS are not carried here", status=501)
+        return self._context.interception
+
+    def _give_back(self) -> None:
+        """Let the next request have the connection, whichever client's it is."""
+        if isinstance(self._upstream, SecureUpstream):
+            self._inside().upstreams.give_back(self._upstream)
+            self._upstream = None
 
     async def _finish(self, exchange: Exchange, record: Record) -> bool:
         """Run one exchange; True when the client's connection is ready for another request."""
@@ -284,6 +381,8 @@ class Conversation:
             record.bytes_sent = sent + upstream.sent_bytes
         if outcome is Outcome.CLOSE_UPSTREAM or outcome is Outcome.CLOSE_BOTH:
             self.close()
+        else:
+            self._give_back()
         return outcome is Outcome.KEEP or outcome is Outcome.CLOSE_UPSTREAM
 
 

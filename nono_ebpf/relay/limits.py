@@ -31,6 +31,13 @@ class Limits:
     dialled_at_once: int = 8  # attempts of one flow; a name with more addresses has no more sockets
     upstream_proxy_s: float = 10.0  # to reach the upstream proxy, TLS included, and to be given a tunnel by it
     stagger_s: float = 0.25  # RFC 8305 §5, "Connection Attempt Delay"
+    handshake_s: float = 15.0  # of TLS, with a client or with the far side
+
+    # Upstreams inside TLS that nobody is using.
+    idle_upstreams: int = 256
+    idle_upstreams_per_host: int = 32
+    idle_upstream_s: float = 60.0  # below what most servers keep
+    tls_sessions: int = 256  # of hosts, to begin the next connection with
 
     # Moving bytes.
     idle_s: float = 3600.0  # no byte in either direction; models think for long

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from nono_ebpf.model import Endpoint
     from nono_ebpf.policy.rules import Policy
+    from nono_ebpf.relay.interception import Interception
     from nono_ebpf.relay.limits import Limits
+    from nono_ebpf.relay.services import Services
     from nono_ebpf.session_token import Token
 
 
@@ -31,7 +33,8 @@ class Relay:
     """The proxy of one sandbox. `own_listeners`: the addresses by which explicit proxy clients reach us.
 
     `token`: what those clients have to show. `access`: what the upstream proxy, if the policy has one, is shown.
-    `admit`: whether a permitted name may be looked up now.
+    `admit`: whether a permitted name may be looked up now. `interception`, `services`: what requests inside TLS, and
+    those that a credential belongs into, need.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class Relay:
         token: Token,
         access: ProxyAccess = _NO_ACCESS,
         admit: Admit = lambda _host, _process: True,
+        interception: Interception | None = None,
+        services: Services | None = None,
     ) -> None:
         self._limits = limits
         self._pipes = Pipes(limits)
@@ -64,6 +69,8 @@ class Relay:
             admit,
             token,
             access,
+            interception,
+            services,
         )
         self._acceptor: Acceptor | None = None
 

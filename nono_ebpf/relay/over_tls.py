@@ -21,11 +21,11 @@ import os
 import socket
 import ssl
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from nono_ebpf.errors import UpstreamError
 from nono_ebpf.relay.stream import Upstream, reason_of
+from nono_ebpf.tls.contexts import why
 
 if TYPE_CHECKING:
     from nono_ebpf.policy.upstream_proxy import UpstreamProxy
@@ -37,37 +37,6 @@ _PIECE_BYTES: Final = 16384
 _FAREWELL_S: Final = 10.0
 # RFC 8446 §6.1: before, close_notify "MUST be answered with a close_notify", discarding what was to be sent.
 _HALF_CLOSES: Final = "TLSv1.3"
-# openssl-verification-options(1): codes of a chain that ends with nobody we trust.
-_ISSUER_UNKNOWN: Final = frozenset((2, 18, 19, 20, 21))
-
-
-def context_for(ca: bytes | None) -> ssl.SSLContext:
-    """How to verify an upstream proxy: the system's roots, and those in `ca` (PEM). TLS 1.2 at least.
-
-    To be called while files can still be read: nothing is looked for later.
-    """
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Python's default makes no difference between a FIN and a close_notify.
-    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
-    # It would have to write when only reading is due, and nobody needs it (RFC 9325 §3.5).
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    if not context.cert_store_stats()["x509_ca"]:
-        _load_hashed(context)
-    if ca is not None:
-        # Bundles have comments, and those have any characters.
-        context.load_verify_locations(cadata=ca.decode("ascii", "ignore"))
-    # The codec of host names is loaded by the first one.
-    context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="localhost")
-    return context
-
-
-def _load_hashed(context: ssl.SSLContext) -> None:
-    """Load what OpenSSL would otherwise look for, by the hash of a name, when it meets a certificate."""
-    directory = ssl.get_default_verify_paths().capath
-    for certificate in Path(directory).glob("????????.[0-9]") if directory else ():
-        with suppress(OSError):  # ssl.SSLError is one; OpenSSL goes on, too
-            context.load_verify_locations(cafile=certificate)
 
 
 async def over_tls(tcp: Upstream, via: UpstreamProxy, context: ssl.SSLContext | None) -> Upstream:
@@ -85,7 +54,7 @@ async def over_tls(tcp: Upstream, via: UpstreamProxy, context: ssl.SSLContext | 
     except ssl.SSLError as error:
         with suppress(OSError):
             tcp.sock.send(outgoing.read())  # the alert
-        raise UpstreamError("connect", tcp.target, f"TLS to the upstream proxy {via} failed: {_why(error)}") from error
+        raise UpstreamError("connect", tcp.target, f"TLS to the upstream proxy {via} failed: {why(error)}") from error
     return TlsUpstream(tcp, _Pump(tcp, tls, incoming, outgoing))
 
 
@@ -105,15 +74,6 @@ async def _shake_hands(
                 incoming.write(data)
             else:
                 incoming.write_eof()
-
-
-def _why(error: ssl.SSLError) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        hint = "; --upstream-ca names a private CA" if error.verify_code in _ISSUER_UNKNOWN else ""
-        return error.verify_message.removesuffix(".") + hint
-    if error.reason == "WRONG_VERSION_NUMBER":
-        return "what it answers is not TLS"
-    return (error.reason or str(error)).lower().replace("_", " ")
 
 
 class TlsUpstream(Upstream):
@@ -243,7 +203,7 @@ class _Pump:
         try:
             self._tls.write(data)
         except ssl.SSLError as error:
-            self._break(_why(error))
+            self._break(why(error))
         else:
             self._push()
 
@@ -308,7 +268,7 @@ class _Pump:
         except ssl.SSLZeroReturnError:
             self._proxy_finished = True
         except ssl.SSLError as error:
-            self._broken = _why(error)
+            self._broken = why(error)
         self._to_relay = b"".join(pieces)
         self._hand_over()
 

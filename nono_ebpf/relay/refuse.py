@@ -19,7 +19,7 @@ from enum import Enum, IntEnum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from nono_ebpf.errors import ClientProtocolError, UpstreamError
+from nono_ebpf.errors import ClientProtocolError, CredentialUnavailable, UpstreamError
 from nono_ebpf.policy.decide import Denial, DenialCategory
 from nono_ebpf.wire import NEED_MORE, socks5
 from nono_ebpf.wire.sniff import Http, Tls, classify
@@ -126,6 +126,36 @@ def service_unavailable(name: str) -> Refusal:
         "reason": reason,
     }
     return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, Alert.ACCESS_DENIED, body)
+
+
+def credential_unavailable(error: CredentialUnavailable) -> Refusal:
+    """A credential that cannot be had now."""
+    body: dict[str, str | int | None] = {
+        "error": DenialCategory.MANAGED_CREDENTIAL_UNAVAILABLE.value,
+        "credential": error.name,
+        "state": error.state,
+        "reason": str(error),
+    }
+    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, Alert.ACCESS_DENIED, body)
+
+
+def not_the_phantom(service: str, reason: str) -> Refusal:
+    """Something else than the session token where a service's credential belongs."""
+    status = HTTPStatus.UNAUTHORIZED
+    return Refusal(status, Alert.ACCESS_DENIED, {"error": _slug(status), "service": service, "reason": reason})
+
+
+def too_many(service: str, reason: str) -> Refusal:
+    """More requests than a service may be sent (RFC 6585 §4)."""
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    return Refusal(status, Alert.ACCESS_DENIED, {"error": _slug(status), "service": service, "reason": reason})
+
+
+def unsupported_upgrade() -> Refusal:
+    """A WebSocket where every request is looked at: its messages would not be."""
+    status = HTTPStatus.NOT_IMPLEMENTED
+    reason = "WebSockets are not supported where requests are intercepted"
+    return Refusal(status, Alert.ACCESS_DENIED, {"error": "unsupported_upgrade", "reason": reason})
 
 
 def _reply_for(error: UpstreamError) -> socks5.Reply:

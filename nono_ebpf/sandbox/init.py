@@ -27,12 +27,14 @@ from nono_ebpf.sandbox import privileges, seccomp, signals, view
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from nono_ebpf.sandbox.covers import Covers
     from nono_ebpf.sandbox.landlock import Domain
 
 NOT_FOUND, NOT_EXECUTABLE, OUR_FAULT = 127, 126, 125
 _FDS_END = 2**31 - 1
 _UNMAPPED, _MAPPED, _READY = b"unmapped", b"mapped", b"ready"
 _ALL_IDS = 2**32 - 1  # user_namespaces(7): the last id is no id
+_SIZE_BYTES, _PIECE_BYTES = 8, 32768  # a packet has to fit into the socket's buffer, whatever is sent in all
 _DNS_PORT = 53  # Landlock sees where a client wants to go, before the hooks bring it to our resolver
 
 
@@ -106,21 +108,47 @@ class Init:
         if message != wanted:
             raise SandboxError(message.decode("utf-8", "replace") or "the sandbox's init ended without a word")
 
-    def go(self, added_environment: Mapping[str, str]) -> None:
-        """Let the command run, with these variables besides its own."""
-        self._channel.send(msgspec.json.encode(added_environment))
+    def go(self, added_environment: Mapping[str, str], certificates: bytes = b"") -> None:
+        """Let the command run, with these variables besides its own, and these certificates (PEM) in its bundle.
+
+        Raises:
+            SandboxError: init has ended, and says why.
+        """
+        data = msgspec.json.encode(_Go(dict(added_environment), certificates))
+        try:
+            self._channel.send(len(data).to_bytes(_SIZE_BYTES, "big"))
+            for start in range(0, len(data), _PIECE_BYTES):
+                self._channel.send(data[start : start + _PIECE_BYTES])
+        except BrokenPipeError:
+            self._expect(b"")
         self._channel.close()
+
+
+class _Go(msgspec.Struct):
+    """What the command waits for: it is known only when all else is ready."""
+
+    environment: dict[str, str]
+    certificates: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What outlasts the privileges: what hides secrets, and the fd by which certificates are added."""
+
+    covers: Covers
+    ca_bundle: int | None
 
 
 def _main(channel: socket.socket, command: Command, groups: Groups, surroundings: Surroundings) -> NoReturn:
     status = OUR_FAULT
     try:
         channel = _only_fd(channel)
-        _build(channel, groups, surroundings)
+        kept = _build(channel, groups, surroundings)
         channel.send(_READY)
-        if added := channel.recv(65536):  # nothing: the supervisor could not finish the sandbox
+        if (go := _wait_for_go(channel)) is not None:
             channel.close()
-            status = _run(command, msgspec.json.decode(added, type=dict[str, str]))
+            _add_certificates(kept.ca_bundle, go.certificates)
+            status = _run(command, go.environment, kept.covers)
     except (NonoError, OSError) as error:
         channel.send(str(error).encode())
     except Exception as error:  # noqa: BLE001  # the supervisor, which raises it, would know nothing else
@@ -136,7 +164,28 @@ def _only_fd(channel: socket.socket) -> socket.socket:
     return socket.socket(fileno=fd)
 
 
-def _build(channel: socket.socket, groups: Groups, surroundings: Surroundings) -> None:
+def _wait_for_go(channel: socket.socket) -> _Go | None:
+    """None: the supervisor could not finish the sandbox."""
+    size = int.from_bytes(channel.recv(_SIZE_BYTES), "big")
+    data = b""
+    while len(data) < size:
+        piece = channel.recv(_PIECE_BYTES)
+        if not piece:
+            return None
+        data += piece
+    return msgspec.json.decode(data, type=_Go) if data else None
+
+
+def _add_certificates(bundle: int | None, certificates: bytes) -> None:
+    if bundle is None:
+        if certificates:
+            raise SandboxError("there is no bundle that certificates could be added to")
+        return
+    with os.fdopen(bundle, "ab") as file:
+        file.write(certificates)
+
+
+def _build(channel: socket.socket, groups: Groups, surroundings: Surroundings) -> _Kept:
     os.umask(0o022)  # of what is put into the view; the command gets its own
     groups.proxy.join()  # the origin hook looks at the group of the listener's maker
     libc.unshare(libc.CLONE_NEWNET)
@@ -145,7 +194,7 @@ def _build(channel: socket.socket, groups: Groups, surroundings: Surroundings) -
         socket.send_fds(channel, [b"listeners"], [sock.fileno() for sock in listeners.all])
         domain = surroundings.domain.with_ports(listeners.proxy_port, _DNS_PORT)
     groups.sandbox.join()
-    view.enter(surroundings.view)
+    kept = _Kept(view.enter(surroundings.view), view.open_ca_bundle(surroundings.view))
     _leave_user_namespace(channel)
     user = surroundings.view.user
     privileges.become(user.uid, user.gid, user.groups)
@@ -153,6 +202,7 @@ def _build(channel: socket.socket, groups: Groups, surroundings: Surroundings) -
     _leave_no_core_to_helpers()
     domain.enter()
     seccomp.confine_command()
+    return kept
 
 
 def _leave_no_core_to_helpers() -> None:
@@ -181,11 +231,19 @@ def _leave_user_namespace(channel: socket.socket) -> None:
     libc.leave_session_keyring()
 
 
-def _run(command: Command, added_environment: Mapping[str, str]) -> int:
+def _run(command: Command, added_environment: Mapping[str, str], covers: Covers) -> int:
+    covers.check()
     pid = os.fork()
     if pid == 0:
         _execute(command, {**command.environment, **added_environment})
+    covers.guard(_end)
     return signals.wait_for(pid, lambda _pid, _status: None)
+
+
+def _end(reason: SandboxError) -> NoReturn:
+    """Ours is the end of every process of the sandbox."""
+    _say(str(reason))
+    os._exit(OUR_FAULT)
 
 
 def _execute(command: Command, environment: Mapping[str, str]) -> NoReturn:

@@ -52,15 +52,16 @@ class ProxyProcess:
         """Its process id."""
         return self._process.pid
 
-    def serve(self, plan: handover.ProxyPlan, fds: Sequence[int]) -> None:
-        """Give it everything and wait until it serves."""
+    def serve(self, plan: handover.ProxyPlan, fds: Sequence[int]) -> bytes:
+        """Give it everything and wait until it serves. The certificate (PEM) of its CA, if it has one."""
         try:
             handover.send(self._lifeline, plan, fds)
-            answer = self._lifeline.recv(len(handover.READY))
+            answer = handover.receive_answer(self._lifeline)
         except OSError as error:
             raise SandboxError("the proxy process ended while it started") from error
-        if answer != handover.READY:
+        if answer is None:
             raise SandboxError("the proxy process could not start; its message is above")
+        return answer
 
     def ended(self, wait_status: int) -> None:
         """It was reaped elsewhere."""

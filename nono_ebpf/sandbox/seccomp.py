@@ -38,7 +38,7 @@ _PROXYS_OWN = (
     *("recvfrom", "recvmsg", "sendto", "sendmsg", "accept4", "connect", "bind", "shutdown"),
     *("getsockname", "getpeername", "getsockopt", "setsockopt"),
     *("epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2", "poll", "ppoll", "select", "pselect6"),
-    *("munmap", "mremap", "madvise", "brk", "futex", "rseq", "sched_yield", "getrandom"),
+    *("munmap", "mremap", "madvise", "mlock", "brk", "futex", "rseq", "sched_yield", "getrandom"),
     *("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "restart_syscall"),
     *("clock_gettime", "clock_getres", "clock_nanosleep", "gettimeofday", "nanosleep", "time"),
     *("set_robust_list", "sched_getaffinity"),

@@ -114,9 +114,7 @@ def hold_in_place(user: User, paths: Iterable[Path]) -> None:
     cannot be renamed, so each directory that the account could rename is mounted on itself. rename(2), EBUSY.
     """
     real = {Path(os.path.realpath(path)) for path in paths if path.exists()}
-    above = {
-        parent for path in real for parent in path.parents if parent != parent.parent and not path.is_relative_to(RUN)
-    }
+    above = {parent for path in real for parent in path.parents if parent != parent.parent}
     with user.rights():
         writable = {
             parent for parent in {each.parent for each in above} if os.access(parent, os.W_OK, effective_ids=True)
@@ -133,6 +131,12 @@ def _is_kept_by_sticky_bit(user: User, directory: Path) -> bool:
     """Only its owner may rename what is in a directory such as /tmp."""
     parent = directory.parent.stat()
     return bool(parent.st_mode & stat.S_ISVTX) and user.uid not in {parent.st_uid, directory.stat().st_uid}
+
+
+def is_replaced(user: User, path: Path) -> bool:
+    """Whether it lies in a directory that `directories` covers."""
+    own = [Path(template.format(uid=user.uid)) for template in _OWN_DIRECTORIES]
+    return any(path.is_relative_to(directory) for directory in (*own, *map(Path, _SHARED_DIRECTORIES)))
 
 
 def mask(paths: Iterable[Path]) -> None:

@@ -8,6 +8,7 @@ entries, and other sockets, devices and hierarchies are covered. mount_namespace
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from nono_ebpf.errors import SandboxError
 from nono_ebpf.kernel import libc, mounts
 from nono_ebpf.sandbox import devices, sockets
+from nono_ebpf.sandbox.covers import Covers
 from nono_ebpf.sandbox.sockets import RUN
 
 if TYPE_CHECKING:
@@ -23,14 +25,29 @@ if TYPE_CHECKING:
     from nono_ebpf.sandbox.user import User
 
 OWN_DIRECTORY = RUN / "nono-ebpf"
+CA_BUNDLE = OWN_DIRECTORY / "ca-bundle.pem"
 # Directories of /run that hold no daemon's socket, and without which a NixOS or a desktop is not itself.
 KEPT_IN_RUN = ("wrappers", "media", "mount", "opengl-driver", "nixos", "shm")
+# Where programs look for the system's certificates when no variable says otherwise; the first there is, is the
+# system's. Those of Fedora, openSUSE and Arch are one file under several names, or several files with the same content.
 CA_BUNDLES = (
-    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Arch, Gentoo, NixOS
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine, Arch, Gentoo, NixOS
     "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/pki/tls/certs/ca-certificates.crt",
+    "/etc/pki/tls/cacert.pem",
     "/etc/ssl/ca-bundle.pem",  # openSUSE
-    "/etc/ssl/cert.pem",  # Alpine
+    "/var/lib/ca-certificates/ca-bundle.pem",
+    "/etc/ca-certificates/extracted/tls-ca-bundle.pem",  # Arch
+    "/etc/ssl/certs/ca-bundle.crt",  # NixOS
+    "/etc/ssl/cert.pem",
+    "/etc/pki/tls/cert.pem",
+    "/usr/lib/ssl/cert.pem",
+    "/usr/local/ssl/cert.pem",
 )
+# OpenSSL's own defaults, by distribution and as others build it. Where there is no such file, OpenSSL (and Python, Ruby
+# and Perl with it) reads a directory of links named by hashes instead, in which what is added to a bundle is not found.
+_OPENSSL_DEFAULTS = ("/usr/lib/ssl/cert.pem", "/etc/ssl/cert.pem", "/etc/pki/tls/cert.pem", "/usr/local/ssl/cert.pem")
 _READABLE = 0o644
 
 FileId = tuple[int, int]  # st_dev, st_ino
@@ -45,8 +62,9 @@ class View:
     allowed: Mapping[Path, FileId]  # those that stay, and what was there when they were allowed
     hosts: bytes
     resolv_conf: bytes
-    ca_bundle: bytes | None
-    hidden: tuple[Path, ...] = ()  # files that read as empty and take no writing
+    ca_bundle: bytes | None  # PEM, in place of the system's; more can be added to it later
+    hidden: tuple[Path, ...] = ()  # files that read as empty and take no writing; not once they are replaced
+    hidden_directories: tuple[Path, ...] = ()  # that are empty, whatever is put into them: where secrets lie
     devices: tuple[Path, ...] = ()  # of the host, below /dev, that stay
 
 
@@ -81,10 +99,14 @@ def enter_working_directory() -> None:
         os.chdir("/")
 
 
-def enter(view: View) -> None:
-    """Leave the host's mount, IPC and cgroup namespaces and put the view in place. Needs root; call as pid 1."""
+def enter(view: View) -> Covers:
+    """Leave the host's mount, IPC and cgroup namespaces and put the view in place. Needs root; call as pid 1.
+
+    What hides secrets is the caller's to guard.
+    """
     libc.unshare(libc.CLONE_NEWNS | libc.CLONE_NEWIPC | libc.CLONE_NEWCGROUP)
     libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
+    covers = Covers(view.hidden_directories)
     hidden = [*(path for path in view.sockets if path not in view.allowed), *view.hidden]
     hidden += sockets.aliases(hidden)
     kept = mounts.handles([*(RUN / name for name in KEPT_IN_RUN), *view.allowed])
@@ -93,16 +115,23 @@ def enter(view: View) -> None:
     resolv_conf = Path(os.path.realpath("/etc/resolv.conf"))
     _replace_run(view)
     _replace_socket_directories(view, kept)
-    sockets.hold_in_place(view.user, hidden)
+    _put_back_in_run(kept)
+    sockets.hold_in_place(view.user, [*hidden, *covers.all])
     sockets.mask(hidden)
-    for path, handle in kept.items():
-        if path.is_relative_to(RUN):  # elsewhere nothing was taken away, and nothing is made
-            mounts.bind_handle(handle, path)
-        os.close(handle)
+    covers.put(lambda path: is_replaced(view.user, path))
     _replace_files(view, resolv_conf)
     devices.replace_devices(OWN_DIRECTORY, terminal, allowed_devices)
     devices.replace_cgroups(OWN_DIRECTORY)
     libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)
+    covers.check()
+    return covers
+
+
+def open_ca_bundle(view: View) -> int | None:
+    """An fd to add certificates by, the caller's, for when nobody inside is root any more; None without a bundle."""
+    if view.ca_bundle is None:
+        return None
+    return os.open(CA_BUNDLE, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
 
 def _check_unchanged(view: View, handles: Mapping[Path, int]) -> None:
@@ -126,6 +155,20 @@ def _replace_run(view: View) -> None:
     OWN_DIRECTORY.mkdir()
 
 
+def is_replaced(user: User, path: Path) -> bool:
+    """Whether the sandbox has nothing of the host there anyway."""
+    in_run = path.is_relative_to(RUN) and not any(path.is_relative_to(RUN / name) for name in KEPT_IN_RUN)
+    return in_run or sockets.is_replaced(user, path)
+
+
+def _put_back_in_run(kept: Mapping[Path, int]) -> None:
+    """Elsewhere nothing was taken away, and nothing is made."""
+    for path, handle in kept.items():
+        if path.is_relative_to(RUN):
+            mounts.bind_handle(handle, path)
+        os.close(handle)
+
+
 def _replace_socket_directories(view: View, kept: Mapping[Path, int]) -> None:
     for directory, fd in sockets.directories(view.user).items():
         stay = {path.relative_to(directory): kept[path] for path in kept if path.is_relative_to(directory)}
@@ -137,8 +180,30 @@ def _replace_files(view: View, resolv_conf: Path) -> None:
     _replace("hosts", view.hosts, [Path("/etc/hosts")])
     _replace("resolv.conf", view.resolv_conf, [resolv_conf])
     if view.ca_bundle is not None:
-        targets = {Path(os.path.realpath(bundle)) for bundle in CA_BUNDLES if Path(bundle).exists()}
-        _replace("ca-bundle.pem", view.ca_bundle, sorted(targets))
+        _replace_ca_bundles(view.ca_bundle)
+
+
+def _replace_ca_bundles(content: bytes) -> None:
+    there = [Path(os.path.realpath(bundle)) for bundle in CA_BUNDLES if Path(bundle).exists()]
+    # A system without certificates: where the most programs would look, if there is a place to put it.
+    wanted = (*_OPENSSL_DEFAULTS, *(() if there else CA_BUNDLES))
+    missing = [path for path in map(Path, wanted) if not path.exists() and _belongs_to_root(path.parent)]
+    _replace(CA_BUNDLE.name, content.rstrip() + b"\n", sorted(set(there)))
+    for directory in sorted({Path(os.path.realpath(path.parent)) for path in missing}):
+        names = {path.name for path in missing if Path(os.path.realpath(path.parent)) == directory}
+        work = OWN_DIRECTORY / "copy"
+        work.mkdir()
+        mounts.replace_with_copy(directory, work, dict.fromkeys(names, CA_BUNDLE))
+        work.rmdir()
+
+
+def _belongs_to_root(directory: Path) -> bool:
+    """Nobody else's hands are in it."""
+    try:
+        found = directory.stat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _replace(name: str, content: bytes, targets: Sequence[Path]) -> None:

@@ -251,9 +251,9 @@ def split_absolute_form(target: str) -> tuple[str, str, str] | None:
     return scheme.lower(), authority, path if path.startswith("/") else "/" + path
 
 
-def absolute_authority(text: str) -> Authority:
-    """The authority of an http:// URI. Raises ClientProtocolError."""
-    return _authority(text, 80)
+def absolute_authority(text: str, default_port: int = 80) -> Authority:
+    """The authority of a URI. Raises ClientProtocolError."""
+    return _authority(text, default_port)
 
 
 def check_origin_form(head: RequestHead, target: str) -> None:
@@ -271,10 +271,11 @@ def _authority(text: str, default_port: int) -> Authority:
         raise ClientProtocolError(f"bad authority {shown!a}: {error.problem}") from error
 
 
-def host_field(authority: Authority) -> bytes:
-    """The Host field's value for an http:// authority: port 80 is left out (RFC 9110 §4.2.3)."""
+def host_field(authority: Authority, *, tls: bool = False) -> bytes:
+    """The Host field's value for an http:// or https:// authority: its default port is left out (RFC 9110 §4.2.3)."""
+    default = 443 if tls else 80
     text = str(authority)
-    return (text.removesuffix(":80") if authority.port == 80 else text).encode("ascii")
+    return (text.removesuffix(f":{default}") if authority.port == default else text).encode("ascii")
 
 
 # ---------------------------------------------------------------- bodies
@@ -476,17 +477,27 @@ def _cut(buffer: bytearray, size: int) -> bytes:
 # ---------------------------------------------------------------- writing
 
 
-def request_bytes(head: RequestHead, target: str, authority: Authority, *, websocket: bool) -> bytes:
+def request_bytes(
+    head: RequestHead,
+    target: str,
+    authority: Authority,
+    *,
+    websocket: bool,
+    tls: bool = False,
+    fields: Iterable[tuple[bytes, bytes]] | None = None,
+) -> bytes:
     """The head to send upstream: origin-form target, our Host, our framing; `websocket` keeps that Upgrade.
+
+    `fields`: the end-to-end fields to send, if not those of `head`.
 
     No Via (RFC 9110 §7.6.3) is added: the client did not choose an intermediary, and servers change their
     answers for one.
     """
     line = f"{head.method} {target} HTTP/1.1".encode("ascii")
-    fields = [(b"Host", host_field(authority)), *end_to_end(head.fields)]
+    sent = [(b"Host", host_field(authority, tls=tls)), *(end_to_end(head.fields) if fields is None else fields)]
     if websocket:
-        fields += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
-    return _write(line, [*fields, *_framing_fields(head)])
+        sent += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
+    return _write(line, [*sent, *_framing_fields(head)])
 
 
 def response_bytes(head: ResponseHead, *, close: bool, chunked: bool) -> bytes:

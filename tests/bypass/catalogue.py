@@ -141,6 +141,9 @@ CATALOGUE: dict[str, Class] = {
         "a descriptor sent over a unix socket that is the standard input", "the caller's own doing"
     ),
     "peer-credentials": Class("SO_PEERCRED, SCM_CREDENTIALS that lie", "refused"),
+    "secret-files": Class(
+        "the file of a secret: by other names, mounts, handles, and after it has been replaced outside", "hidden"
+    ),
     "closed-to-the-account": Class("--allow-socket for what the account may not use", "refused"),
     # --- processes
     "pidfd-getfd": Class("a socket taken from a process of the same account", "refused"),

@@ -2,18 +2,21 @@
 
 `settings` succeeds exactly where `examine` finds nothing wrong. An accepted profile, written out and loaded, means the
 same, also after the pipe to another process and with its keys in another order; every rule in it is canonical, and
-means the same when written from its parts. Merging a profile with itself changes nothing.
+means the same when written from its parts. Merging a profile with itself changes nothing. A service is known by one
+name, has its credential or says why not, and is in words what can be shown.
 """
 
 from __future__ import annotations
 
 import json
 import unicodedata
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from nono_ebpf.authority import canonical_host, host_address
+from nono_ebpf.config import shown
 from nono_ebpf.config.environment import from_environment
 from nono_ebpf.config.load import examine, settings
 from nono_ebpf.config.merge import merge
@@ -28,9 +31,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from nono_ebpf.config.load import Findings
+    from nono_ebpf.config.settings import Settings
     from nono_ebpf.policy.rules import Policy, Rule
 
 _PATH, _BASE = "agent.json", "base.json"
+
+
+def _service(**keys: object) -> dict[str, Any]:
+    """A profile with the service `c` in use."""
+    definition = {"upstream": "https://a.com", "credential_key": "env://K"} | keys
+    return {"network": {"credentials": ["c"], "custom_credentials": {"c": definition}}}
+
+
 # Where one text may stand in a profile.
 _PLACES: tuple[Callable[[str], Any], ...] = (
     lambda text: {"network": {"allow_domain": [text]}},
@@ -40,6 +52,13 @@ _PLACES: tuple[Callable[[str], Any], ...] = (
     lambda text: {"network": {"upstream_proxy": text, "upstream_bypass": [text]}},
     lambda text: {"network": {"network_profile": text, "credentials": [text], "upstream_auth": text}},
     lambda text: {"network": {"custom_credentials": {text: {"upstream": text, "credential_key": text}}}},
+    lambda text: _service(upstream=text),
+    lambda text: _service(credential_key=text),
+    lambda text: _service(env_var=text, inject_header=text, credential_format=text),
+    lambda text: _service(inject_mode="url_path", path_pattern=text, path_replacement=text),
+    lambda text: _service(endpoint_policy={"allow": [{"method": "*", "path": text, "reason": text}]}, tls_ca=text),
+    lambda text: {"network": {"tls_intercept": {"ca_validity": text, "leaf_validity": text, "ca_env_vars": [text]}}},
+    lambda text: {"network": {"allow_domain": [{"domain": text, "intercept": "always"}], "credentials": ["github"]}},
     lambda text: {"extends": [text, "base"]},
     lambda text: {text: text, "network": {text: text}},
 )
@@ -75,6 +94,12 @@ def seeds() -> Iterator[bytes]:
         b'{"network": {"credentials": ["c"], "custom_credentials": {"c": {"upstream": "https://a.b/c", "proxy": {},'
         b'"auth": {"token_url": "https://t", "client_id": "i", "client_secret": "s", "extra_params": {"x": "y"}}}}}}'
     )
+    yield (
+        b'{"network": {"credentials": ["github", "c"], "tls_intercept": {"ca_validity": "2h", "ca_env_vars": ["X"]},'
+        b'"custom_credentials": {"c": {"upstream": "http://[::1]:8/v1/", "credential_key": "keyring://s/a", "env_var":'
+        b'"K", "inject_mode": "url_path", "path_pattern": "/bot{}/", "proxy": {"inject_header": "x-api-key"},'
+        b'"endpoint_policy": {"default": {"decision": "approve"}, "deny": [{"method": "*", "path": "/x"}]}}}}}'
+    )
     yield b'{"credential_capture": {"g": {"command": ["a"], "output": {"format": "json", "allow_headers": ["X"]}}}}'
     yield (
         b'{"credential_providers": {"p": {"type": "oauth_capture", "api_hosts": ["https://a"], "token_endpoints": [{'
@@ -89,6 +114,12 @@ def seeds() -> Iterator[bytes]:
         b"env://X",
         b"../x.json",
         b".a.b, *, c.d:8",
+        b"github:GET:/repos/**",
+        b"GET:/x",
+        b"https://a.com/v1/",
+        b"Bearer {}",
+        b"/bot{}/",
+        b"90m",
         b"developer",
     )
 
@@ -143,6 +174,7 @@ def _check_profile(data: bytes) -> None:
         return
     policy = found.settings.policy
     _check_it_is_kept(data, policy)
+    _check_services(found.settings)
     opened = {each.source for each in found.settings.open_ports}
     for rule in policy.allow.rules:
         if rule.source not in opened:
@@ -156,9 +188,22 @@ def _check_options(text: str) -> None:
         Overrides(allow_domain=(text,), deny_domain=(text,)),
         Overrides(upstream_proxy=text, upstream_bypass=(text,), upstream_auth=text),
         Overrides(profile=_PATH, network_profile=text, extends=(text,)),
+        Overrides(credential=(text, "github"), allow_endpoint=(text, f"github:{text}"), intercept=(text,)),
         Overrides(profile=text, block_net=True, allow_net=True),
     ):
         _examined(given)
+
+
+def _check_services(found: Settings) -> None:
+    supported = [route for route in found.routes if not route.unsupported]
+    assert list(found.policy.services.values()) == [route.service for route in supported]
+    assert {rule.text for rule in found.policy.managed.rules} == {route.name for route in found.routes}
+    assert all(route.reference and route.injection for route in supported)
+    assert not any(route.reference or route.key_variable for route in found.routes if route.unsupported)
+    for route in found.routes:
+        json.dumps(shown.facts(route))
+        assert route.service.base_path == route.service.base_path.rstrip("/")
+        assert len(route.service.host.ports or ()) == 1
 
 
 def _check_environment(text: str) -> None:
@@ -193,6 +238,7 @@ def _check_it_is_kept(data: bytes, policy: Policy) -> None:
         assert [_meaning(rule) for rule in same.allow.rules] == [_meaning(rule) for rule in policy.allow.rules]
         assert [_meaning(rule) for rule in same.deny.rules] == [_meaning(rule) for rule in policy.deny.rules]
         assert {rule.pattern for rule in same.managed.rules} == {rule.pattern for rule in policy.managed.rules}
+        assert _served(same) == _served(policy)
         assert same.upstream_proxy == policy.upstream_proxy
 
 
@@ -205,7 +251,11 @@ def _backwards(value: Any) -> Any:
 
 def _meaning(rule: Rule) -> tuple[object, ...]:
     """All but how its place is spelled."""
-    return rule.pattern, rule.ports, rule.text, rule.names_port, rule.endpoints
+    return rule.pattern, rule.ports, rule.text, rule.names_port, rule.endpoints, rule.intercept
+
+
+def _served(policy: Policy) -> dict[str, object]:
+    return {name: replace(each, host=replace(each.host, source="")) for name, each in policy.services.items()}
 
 
 def _check_rule(rule: Rule, parse: Callable[[str, str], Rule]) -> None:

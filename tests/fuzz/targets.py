@@ -16,6 +16,7 @@ NAMES = (
     "client_hello",
     "http1_request",
     "http1_response",
+    "http1_differential",
     "first_bytes",
     "socks5",
     "upstream_response",

@@ -42,7 +42,13 @@ hosts = st.sampled_from(HOSTS)
 endpoints = st.fixed_dictionaries(
     {"method": st.sampled_from(["GET", "post", "*"]), "path": st.sampled_from(["/", "/v1/**", "/v1/*", "/x"])}
 )
-domains = hosts | st.fixed_dictionaries({"domain": hosts, "endpoints": st.lists(endpoints, max_size=2)})
+domains = hosts | st.fixed_dictionaries(
+    {
+        "domain": hosts,
+        "endpoints": st.lists(endpoints, max_size=2),
+        "intercept": st.sampled_from(["auto", "always"]),
+    }
+)
 ports = st.lists(st.sampled_from([80, 443, 3000, 8443]), max_size=3)
 custom = st.sampled_from(["https://a.com", "https://b.com"]).map(lambda url: {"upstream": url, "credential_key": "k"})
 networks = st.fixed_dictionaries(

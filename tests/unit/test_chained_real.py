@@ -19,7 +19,7 @@ from kit.sandboxes import eventually
 from kit.upstream_proxies import Chained
 
 from nono_ebpf.relay.chain import ProxyAccess
-from nono_ebpf.relay.over_tls import context_for
+from nono_ebpf.tls.contexts import context_for
 
 if TYPE_CHECKING:
     import ssl

@@ -185,7 +185,8 @@ def test_no_redirected_tunnel(run: Run, rules: dict[str, Any], first: bytes, ans
                 client.finish()
             (record,) = await it.ended()
             assert (record.event, record.decision) == ("flow", "deny")
-            assert (record.denial_category, record.target) == ("connect_bypasses_l7", "api.test")
+            named = "other.test" if first == client_hello("other.test") else "api.test"
+            assert (record.denial_category, record.target) == ("connect_bypasses_l7", named)
             assert it.lookups == []
             assert await it.nobody_called()
 

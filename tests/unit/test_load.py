@@ -249,7 +249,8 @@ def test_a_host_with_endpoints_allows_these_requests_only(entry: str) -> None:
     denial = asked(found.policy, "x.com")
     assert isinstance(denial, Denial)
     assert denial.category is DenialCategory.CONNECT_BYPASSES_L7
-    assert any("x.com are judged over plain HTTP only" in warning for warning in found.warnings)
+    assert found.tls_intercept.hosts == ("x.com",)
+    assert found.warnings == ()
 
 
 def test_hosts_and_paths_are_short_for_endpoints() -> None:
@@ -374,10 +375,12 @@ def test_allow_net_leaves_endpoints_of_a_host_alone() -> None:
     ("text", "part"),
     [
         ('"allow_http2": true', "p.json: network.allow_http2: no effect yet"),
-        ('"tls_intercept": {}', "p.json: network.tls_intercept: no effect yet"),
+        ('"tls_intercept": {"ca_lifecycle": "trusted"}', "p.json: network.tls_intercept.ca_lifecycle: no effect"),
+        ('"tls_intercept": {"ca_validity": "30s"}', "p.json: network.tls_intercept.ca_validity: an hour is the least"),
+        ('"allow_domain": [{"domain": "*", "intercept": "always"}]', "TLS to every host may be intercepted"),
         (
-            '"credentials": ["github"]',
-            "p.json: network.credentials[0]: credential github: credentials are not injected yet; connections to api.g",
+            '"credentials": ["github"], "deny_domain": ["*.github.com"]',
+            "p.json: network.credentials[0]: the service github: nothing reaches it: the deny rule *.github.com",
         ),
         ('"allow_domain": ["*"]', "p.json: network.allow_domain[0]: * allows every host"),
         ('"block": true, "allow_domain": ["a.com"]', "p.json: network.block: what is listed is allowed all the same"),
@@ -387,6 +390,20 @@ def test_allow_net_leaves_endpoints_of_a_host_alone() -> None:
 def test_what_has_no_effect_is_told(text: str, part: str) -> None:
     """Nobody finds out by surprise."""
     assert any(warning.startswith(part) for warning in load(network(text)).warnings)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"credentials": ["github"]',
+        '"tls_intercept": {}, "credentials": ["openai"]',
+        '"allow_domain": [{"domain": "a.com", "intercept": "always"}]',
+        '"allow_domain": [{"domain": "a.com", "paths": ["/v1"]}]',
+    ],
+)
+def test_what_has_its_effect_needs_no_warning(text: str) -> None:
+    """Services are reachable, and hosts with endpoints are judged inside TLS."""
+    assert load(network(text)).warnings == ()
 
 
 def test_a_policy_survives_the_pipe() -> None:
@@ -402,6 +419,7 @@ def test_a_policy_survives_the_pipe() -> None:
     assert restored.deny.rules == policy.deny.rules
     assert restored.managed.rules == policy.managed.rules
     assert restored.upstream_proxy == policy.upstream_proxy
+    assert restored.services == policy.services
     assert restored.deny.match("c.com", 7) == policy.deny.match("c.com", 7)
     assert restored.deny.lists_addresses
     assert restored.allow.has_endpoints

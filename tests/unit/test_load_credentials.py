@@ -1,4 +1,4 @@
-"""Credentials in profiles: which shapes are sound, which are in use, and that nothing of theirs is passed through."""
+"""Credentials in profiles: which shapes are sound, and which are in use."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from nono_ebpf.config.options import Overrides
 from nono_ebpf.config.references import check_reference, check_variable
 from nono_ebpf.config.upstreams import parse_upstream
 from nono_ebpf.errors import ConfigError
-from nono_ebpf.model import Identity, ResolvedAddress
-from nono_ebpf.policy.decide import Ask, Denial, DenialCategory, decide
-from nono_ebpf.policy.endpoints import Request
 
 if TYPE_CHECKING:
     from nono_ebpf.config.settings import Settings
@@ -129,7 +126,7 @@ def test_what_is_no_reference_is_not_repeated() -> None:
 )
 def test_a_service_has_a_host_and_a_port(url: str, pattern: str, port: int) -> None:
     """That of its scheme, when none is written."""
-    rule = parse_upstream(url, "s", name="n")
+    rule = parse_upstream(url, "s", name="n").host
     assert (rule.pattern, rule.ports, rule.text) == (pattern, frozenset({port}), "n")
 
 
@@ -149,6 +146,10 @@ def test_a_service_has_a_host_and_a_port(url: str, pattern: str, port: int) -> N
             "https://*",
             "https://*:443",
             "http://*.localhost",
+            "https://a.com/v1%2f..",
+            "https://a.com/v1;x",
+            "https://a.com/%",
+            "https://a.com/a\nb",
         ),
     ],
 )
@@ -185,20 +186,6 @@ def test_a_definition_of_ones_own_comes_first() -> None:
         }
     }
     assert [rule.pattern for rule in load(profile).policy.managed.rules] == ["git.corp.example"]
-
-
-def test_nothing_goes_to_the_service_of_a_credential() -> None:
-    """Neither a tunnel nor a request, though the host is allowed: the credential is not available yet."""
-    profile = custom(credential_key="env://K")
-    profile["network"]["allow_domain"] = ["api.example.com"]
-    policy = load(profile).policy
-    ask = Ask("api.example.com", 443, Identity.AUTHORITY, addresses=(ResolvedAddress("203.0.113.7"),))  # type: ignore[arg-type]
-    denial = decide(policy, ask)
-    assert isinstance(denial, Denial)
-    assert denial.category is DenialCategory.CONNECT_BYPASSES_L7
-    denial = decide(policy, Ask("api.example.com", 443, Identity.AUTHORITY, request=Request("GET", "/")))
-    assert isinstance(denial, Denial)
-    assert denial.category is DenialCategory.MANAGED_CREDENTIAL_UNAVAILABLE
 
 
 def test_an_unknown_credential_is_a_mistake() -> None:
@@ -251,11 +238,44 @@ def test_every_shape_of_a_credential_is_read(keys: dict[str, Any]) -> None:
         ({"credential_key": "file:///s"}, ".env_var", "it is missing"),
         ({"credential_key": "k", "inject_header": "a b"}, ".inject_header", "is no name of a header field"),
         ({"credential_key": "k", "inject_header": ""}, ".inject_header", "is no name of a header field"),
-        ({"credential_key": "k", "credential_format": "a\r\nb: c"}, ".credential_format", "line break"),
+        (
+            {"credential_key": "k", "credential_format": "a\r\nb: c"},
+            ".credential_format",
+            "does not have {} once, on one line",
+        ),
+        ({"credential_key": "k", "credential_format": "Bearer"}, ".credential_format", "does not have {} once"),
+        ({"credential_key": "k", "credential_format": "{} {}"}, ".credential_format", "does not have {} once"),
+        ({"credential_key": "k", "inject_header": "Host"}, ".inject_header", "belongs to the connection"),
+        ({"credential_key": "k", "inject_header": "transfer-encoding"}, ".inject_header", "belongs to the connection"),
+        (
+            {"credential_key": "k", "inject_mode": "basic_auth", "credential_format": "Basic {}"},
+            ".credential_format",
+            "inject_mode basic_auth has a format of its own",
+        ),
+        (
+            {"credential_key": "k", "proxy": {"inject_mode": "basic_auth", "credential_format": "{}"}},
+            ".proxy.credential_format",
+            "has a format of its own",
+        ),
+        ({"credential_key": "k", "upstream": "http://0.0.0.0:80"}, ".upstream", "in clear"),
+        ({"credential_key": "k", "upstream": "http://[::]:80"}, ".upstream", "in clear"),
+        ({"credential_key": "k", "tls_ca": ""}, ".tls_ca", "is no path"),
+        (
+            {"credential_key": "k", "endpoint_rules": [{"method": "GET", "path": "/api/[x"}]},
+            ".endpoint_rules[0].path",
+            "is not a path glob",
+        ),
+        (
+            {"credential_key": "k", "endpoint_policy": {"deny": [{"method": "*", "path": "/api/[x"}]}},
+            ".endpoint_policy.deny[0].path",
+            "is not a path glob",
+        ),
         ({"credential_key": "k", "inject_mode": "url_path"}, ".path_pattern", "inject_mode url_path needs it"),
         ({"credential_key": "k", "inject_mode": "query_param"}, ".query_param_name", "needs it"),
         ({"credential_key": "k", "inject_mode": "heder"}, ".inject_mode", "did you mean header?"),
         ({"credential_key": "k", "path_pattern": "/{}/{}"}, ".path_pattern", "does not have {} once"),
+        ({"credential_key": "k", "path_pattern": "/bot/"}, ".path_pattern", "does not have {} once"),
+        ({"credential_key": "k", "path_pattern": "/bot{}?x"}, ".path_pattern", "in a path without a query"),
         ({"credential_key": "k", "proxy": {"inject_mode": "query_param"}}, ".proxy.query_param_name", "it is missing"),
         ({"credential_key": "k", "env_var": "NODE_OPTIONS"}, ".env_var", "NODE_OPTIONS"),
         ({"credential_key": "k", "tls_client_cert": "/c"}, "", "tls_client_cert and tls_client_key belong together"),
@@ -276,7 +296,7 @@ def test_every_shape_of_a_credential_is_read(keys: dict[str, Any]) -> None:
     ],
 )
 def test_every_mistake_in_a_credential_is_located(keys: dict[str, Any], where: str, part: str) -> None:
-    """E15 of paths; exactly one source; what a way into the request needs; nothing that breaks a header field."""
+    """E9 and E15 of paths; exactly one source; what its way into the request needs; nothing that breaks a field."""
     found = mistakes(custom(**keys))
     found.pop("network.credentials[0]", None)  # what is not sound cannot be used either
     assert list(found) == [f"network.custom_credentials.c{where}"]
@@ -305,7 +325,9 @@ def test_a_login_that_should_be_captured_does_not_pass() -> None:
     }
     found = load(profile)
     assert {rule.pattern for rule in found.policy.managed.rules} == {"platform.example.com", "api.example.com"}
-    assert any("credential p: credentials are not injected yet" in each for each in found.warnings)
+    said = "the service p: capturing logins is not supported yet; requests to {} are refused"
+    for host in ("platform.example.com", "api.example.com"):
+        assert any(said.format(host) in each for each in found.warnings)
 
 
 def test_a_route_needs_its_provider() -> None:

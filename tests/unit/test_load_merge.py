@@ -106,7 +106,7 @@ def test_the_last_definition_of_a_credential_holds() -> None:
         p=net("base", custom_credentials={"a": two}),
         base=net(credentials=["a", "b"], custom_credentials={"a": one, "b": one}),
     )
-    assert [route.hosts[0].pattern for route in files.load().routes] == ["two.example.com", "one.example.com"]
+    assert [route.service.host.pattern for route in files.load().routes] == ["two.example.com", "one.example.com"]
 
 
 def test_flags_are_on_when_any_profile_says_so() -> None:

@@ -92,7 +92,7 @@ def test_a_mistake_is_located(text: str | bytes, where: str, part: str) -> None:
         ("upstream_proxy", "socks5://p:1080", "upstream_proxy", "is no scheme of an HTTP proxy"),
         ("upstream_proxy", "http://u:p@p:1080", "upstream_proxy", "it has credentials in it"),
         ("upstream_bypass", ["10.0.0.1/8"], "upstream_bypass[0]", "is not a network"),
-        ("upstream_auth", "keyring_name", "upstream_auth", "yet"),
+        ("upstream_auth", "keyring_name", "upstream_auth", "neither a variable nor a file"),
         ("tls_intercept", {"ca_lifecycle": "sesion"}, "tls_intercept.ca_lifecycle", "did you mean session?"),
         ("tls_intercept", {"ca_validity": "1 day"}, "tls_intercept.ca_validity", "as in 30s, 15m, 24h or 1d"),
         ("tls_intercept", {"ca_env_vars": ["LD_PRELOAD"]}, "tls_intercept.ca_env_vars[0]", "LD_PRELOAD"),

@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 import subprocess
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from ipaddress import ip_address
@@ -18,6 +18,7 @@ import pytest
 import trustme
 from kit.patience import patient
 from kit.relaying import LIMITS, Peer, Run, listen, run
+from kit.tls_peer import TlsPeer
 
 from nono_ebpf.errors import UpstreamError
 from nono_ebpf.model import Endpoint
@@ -26,11 +27,12 @@ from nono_ebpf.policy.rules import parse_allow_rule
 from nono_ebpf.policy.upstream_proxy import UpstreamProxy
 from nono_ebpf.relay import over_tls
 from nono_ebpf.relay.chain import ProxyAccess
-from nono_ebpf.relay.over_tls import TlsUpstream, context_for
+from nono_ebpf.relay.over_tls import TlsUpstream
 from nono_ebpf.relay.splice import Pipes, Spliced
 from nono_ebpf.relay.stream import Stream, tune
 from nono_ebpf.relay.tunnel import tunnel
 from nono_ebpf.relay.upstream import dial
+from nono_ebpf.tls.contexts import context_for
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -65,70 +67,6 @@ def server_context(name: str, version: ssl.TLSVersion) -> ssl.SSLContext:
     context.minimum_version = context.maximum_version = version
     context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
     return context
-
-
-class TlsPeer:
-    """The proxy's end, moved by hand: each of its two layers may end by itself."""
-
-    def __init__(self, peer: Peer, context: ssl.SSLContext) -> None:
-        self.tcp = peer
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-
-    async def accept(self) -> None:
-        await self._until_done(self._tls.do_handshake)
-
-    async def refused(self) -> str:
-        """The alert that ends the handshake, which in TLS 1.3 comes when it is over."""
-        with pytest.raises(ssl.SSLError) as caught:
-            await self._until_done(lambda: (self._tls.do_handshake(), self._tls.read(1)))
-        return str(caught.value.reason)
-
-    async def send(self, data: bytes) -> None:
-        self._tls.write(data)
-        await self._flush()
-
-    async def finish(self) -> None:
-        """Send close_notify, and nothing else."""
-        with suppress(ssl.SSLWantReadError):  # for the other's
-            self._tls.unwrap()
-        await self._flush()
-
-    async def receive(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size and (more := await self._read(size - len(data))):
-            data += more
-        return data
-
-    async def receive_all(self) -> bytes:
-        """Everything until close_notify. Raises SSLEOFError or ConnectionResetError when that does not come."""
-        data = bytearray()
-        while more := await self._read(1 << 20):
-            data += more
-        return bytes(data)
-
-    async def _read(self, size: int) -> bytes:
-        try:
-            return await self._until_done(lambda: self._tls.read(size))
-        except ssl.SSLZeroReturnError:  # both have said close_notify
-            return b""
-
-    async def _until_done(self, step: Any) -> Any:
-        while True:
-            try:
-                result = step()
-            except ssl.SSLWantReadError:
-                await self._flush()
-                if data := await asyncio.get_running_loop().sock_recv(self.tcp.sock, 1 << 16):
-                    self._incoming.write(data)
-                else:
-                    self._incoming.write_eof()
-            else:
-                await self._flush()
-                return result
-
-    async def _flush(self) -> None:
-        await self.tcp.send(self._outgoing.read())
 
 
 @dataclass

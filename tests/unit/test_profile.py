@@ -103,6 +103,7 @@ def test_programs_get_json(directory: Path, capsys: pytest.CaptureFixture[str]) 
             "ok": False,
             "errors": [{"where": "bad.json: network.blok", "problem": "no such key", "hint": "did you mean block?"}],
             "warnings": ["nothing is reachable: no host is allowed (nono would allow every one)"],
+            "services": [],
             "ignored": {},
         },
         {
@@ -110,6 +111,7 @@ def test_programs_get_json(directory: Path, capsys: pytest.CaptureFixture[str]) 
             "ok": True,
             "errors": [],
             "warnings": ["good.json: network.allow_domain[0]: * allows every host"],
+            "services": [],
             "ignored": {"good.json": ["meta"]},
         },
     ]
@@ -156,8 +158,101 @@ def test_every_value_is_shown_with_its_source(directory: Path, capsys: pytest.Ca
         [f"{custom}.auth.client_id", '"i"', f"p.json: {custom}.auth.client_id"],
         [f"{custom}.auth.client_secret", '"(not shown)"', f"p.json: {custom}.auth.client_secret"],
         [f"{custom}.auth.extra_params.x", '"(not shown)"', f"p.json: {custom}.auth.extra_params.x"],
+        ["services[0].name", '"c"', "p.json: network.credentials[0]"],
+        ["services[0].upstream", '"https://c.com:443"', "p.json: network.credentials[0]"],
+        ["services[0].unavailable", '"OAuth 2 is not supported yet"', "p.json: network.credentials[0]"],
     ]
     assert "s3cret" not in out
+
+
+SERVICES = {
+    "network": {
+        "credentials": ["github", "bot"],
+        "custom_credentials": {
+            "bot": {
+                "upstream": "https://api.example.com/base/",
+                "credential_key": "op://vault/item/field",
+                "env_var": "BOT",
+                "inject_mode": "url_path",
+                "path_pattern": "/bot{}/",
+                "endpoint_policy": {
+                    "deny": [{"method": "*", "path": "/x"}],
+                    "allow": [{"method": "GET", "path": "/**"}],
+                },
+                "rate_limit": {"requests_per_minute": 60},
+            }
+        },
+    }
+}
+
+
+def test_services_are_shown(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is in use comes to what: also of a shipped definition, and without the part that says what is kept where."""
+    file = write(directory, "p.json", SERVICES)
+    _, out, _ = run(capsys, "show", "--json", file)
+    found = {row["path"]: row["value"] for row in json.loads(out)}
+    assert found["network.custom_credentials.bot.credential_key"] == "op://vault/item/<redacted>"
+    services = {path: value for path, value in found.items() if path.startswith("services")}
+    assert services == {
+        "services[0].name": "github",
+        "services[0].upstream": "https://api.github.com:443",
+        "services[0].credential_key": "env://GITHUB_TOKEN",
+        "services[0].injected": "Authorization: token {}",
+        "services[0].requests": ["every request"],
+        "services[0].base_url_env_var": "GITHUB_BASE_URL",
+        "services[0].env_var": "GITHUB_TOKEN",
+        "services[1].name": "bot",
+        "services[1].upstream": "https://api.example.com:443/base",
+        "services[1].credential_key": "op://vault/item/<redacted>",
+        "services[1].injected": "the path /bot{}/",
+        "services[1].requests": ["deny * /x", "allow GET /**", "deny all else"],
+        "services[1].base_url_env_var": "BOT_BASE_URL",
+        "services[1].env_var": "BOT",
+        "services[1].rate_limit": "60 a minute, 5 at once",
+    }
+    assert "field" not in json.dumps([services, found["network.custom_credentials.bot.credential_key"]])
+
+
+def test_a_check_lists_services(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line each, and for programs what `show` has."""
+    file = write(directory, "p.json", SERVICES)
+    _, out, _ = run(capsys, "check", file)
+    github = "github  https://api.github.com:443  env://GITHUB_TOKEN in Authorization: token {}  every request"
+    bot = "bot  https://api.example.com:443/base  op://vault/item/<redacted> in the path /bot{}/"
+    rules = "deny * /x, allow GET /**, deny all else"
+    assert out.splitlines() == ["p.json: ok", f"p.json: service {github}", f"p.json: service {bot}  {rules}"]
+    _, out, _ = run(capsys, "check", "--json", file)
+    assert [each["name"] for each in json.loads(out)[0]["services"]] == ["github", "bot"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "placed"),
+    [
+        ({}, "Authorization: Bearer {}"),
+        ({"inject_header": "x-api-key"}, "x-api-key: {}"),
+        ({"inject_mode": "basic_auth"}, "Authorization: Basic {}"),
+        ({"inject_mode": "query_param", "query_param_name": "key"}, "the query key={}"),
+        ({"inject_mode": "url_path", "path_pattern": "/a{}", "path_replacement": "/b{}"}, "the path /b{}"),
+    ],
+)
+def test_where_a_credential_stands_is_shown(
+    directory: Path, capsys: pytest.CaptureFixture[str], keys: dict[str, str], placed: str
+) -> None:
+    """As it is sent, not as it is configured."""
+    custom = {"c": {"upstream": "https://a.com", "credential_key": "env://K"} | keys}
+    file = write(directory, "p.json", {"network": {"credentials": ["c"], "custom_credentials": custom}})
+    _, out, _ = run(capsys, "check", "--json", file)
+    assert json.loads(out)[0]["services"][0]["injected"] == placed
+
+
+def test_an_intercepted_host_is_shown_as_one(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the rest of its entry."""
+    file = write(directory, "p.json", {"network": {"allow_domain": [{"domain": "a.com", "intercept": "always"}]}})
+    _, out, _ = run(capsys, "show", file)
+    assert [line.split("\t")[:2] for line in out.splitlines()] == [
+        ["network.allow_domain[0].domain", '"a.com"'],
+        ["network.allow_domain[0].intercept", '"always"'],
+    ]
 
 
 def test_people_get_columns(

@@ -52,8 +52,8 @@ def test_the_published_fields_are_all_there_and_no_other() -> None:
     """No field is renamed by accident, and none appears that could hold a body, a header or a secret."""
     names = """
         timestamp_unix_ms event mode decision denial_category auth_mechanism auth_outcome flow_id sandbox pid comm uid
-        cgroup original_destination identity target port resolved_address upstream_proxy rule rule_source method path
-        status reason remedy sniff bytes_sent bytes_received duration_ms
+        cgroup original_destination identity target port resolved_address upstream_proxy route_id credential
+        injection_mode rule rule_source method path status reason remedy sniff bytes_sent bytes_received duration_ms
     """
     assert " ".join(field.name for field in msgspec.structs.fields(Record)) == " ".join(names.split())
 

@@ -1,0 +1,1 @@
+"""Both ends of TLS, as far as it is not bytes that move: certificates of our own, and whose we believe."""

@@ -1,0 +1,213 @@
+"""Takes secrets out of what a server sends back: every byte of one becomes `*`, so no length changes.
+
+A server may well repeat what it was sent: in an error, an echo, a redirect, a page for debugging. What is looked for is
+the secret as it is, with its special characters escaped as in URLs (RFC 3986 §2.1) and JSON (RFC 8259 §7), and in
+hexadecimal and base64 (RFC 4648, both alphabets), there also as a part of something longer. A server that means to
+give it away cannot be kept from it by any list, nor can one that compresses or takes it apart.
+
+A body may come in any pieces; what becomes of it does not depend on them. Held back is only what may be the beginning
+of a secret. Must not know what the secrets are for. What it looks for is in ordinary memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import string
+from typing import TYPE_CHECKING, Final
+
+from nono_ebpf.wire import NEED_MORE, NeedMore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+# Ours: shorter values occur by chance, and hiding the word "password" everywhere gives more away than it hides.
+MIN_SECRET_BYTES: Final = 8
+# Long enough to be rare, short enough that the end of a piece is searched for it and not tried byte by byte.
+_HEAD_BYTES: Final = 4
+
+# RFC 3986 §2.3, without the tilde, which some escape.
+_PLAIN: Final = frozenset(each.encode() for each in string.ascii_letters + string.digits + "-._")
+_BASE64: Final = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+_IN_BASE64: Final = {
+    "+": (b"+", b"-", b"%2B", b"%2b", b"\\u002b", b"\\u002B"),
+    "/": (b"/", b"_", b"%2F", b"%2f", b"\\u002f", b"\\u002F", b"\\/"),
+}
+# application/x-www-form-urlencoded and RFC 8259 §7.
+_ESCAPED_ALONE: Final = {b" ": (b"+",), b'"': (b'\\"',), b"/": (b"\\/",)}
+
+# Each a piece of what is looked for, in all its spellings, of which none is the beginning of another.
+_Elements = tuple[tuple[bytes, ...], ...]
+_Span = tuple[int, int]
+
+
+class Scrubber:
+    """Hides `values`, but for those under MIN_SECRET_BYTES. One for each body; headers in between do no harm."""
+
+    def __init__(self, values: Iterable[bytes]) -> None:
+        secrets = dict.fromkeys(value for value in values if len(value) >= MIN_SECRET_BYTES)
+        self._forms = tuple(map(_Form, dict.fromkeys(form for secret in secrets for form in _forms(secret))))
+        self._held = b""
+        self._hidden_bytes = 0  # of `_held`, at its front: the end of a secret that began before it
+
+    def text(self, data: bytes) -> bytes:
+        """`data`, which is all there is, without secrets."""
+        return _hide(data, self._spans(data))
+
+    def feed(self, data: bytes) -> bytes:
+        """The next piece of a body: what can be passed on now of it and of what was held back."""
+        data = self._held + data
+        spans = [*self._spans(data), (0, self._hidden_bytes)]
+        kept = len(data)
+        for form in self._forms:
+            kept = form.unfinished(data, kept)
+        self._held = data[kept:]
+        self._hidden_bytes = max([0, *(end - kept for start, end in spans if start <= kept)])
+        return _hide(data[:kept], spans)
+
+    def flush(self) -> bytes:
+        """The end of the body: what was held back. The next piece begins another one."""
+        data = _hide(self._held, [*self._spans(self._held), (0, self._hidden_bytes)])
+        self._held, self._hidden_bytes = b"", 0
+        return data
+
+    def _spans(self, data: bytes) -> list[_Span]:
+        return [span for form in self._forms for span in form.found(data)]
+
+
+def _hide(data: bytes, spans: Iterable[_Span]) -> bytes:
+    hidden: bytearray | None = None
+    for start, end in spans:
+        if start < (end := min(end, len(data))):
+            hidden = bytearray(data) if hidden is None else hidden
+            hidden[start:end] = b"*" * (end - start)
+    return data if hidden is None else bytes(hidden)
+
+
+class _Form:
+    """One way to write a secret."""
+
+    __slots__ = ("_elements", "_heads", "_most_bytes", "_rare")
+
+    def __init__(self, elements: _Elements) -> None:
+        self._elements = elements
+        self._heads = tuple(dict.fromkeys(spelling[:_HEAD_BYTES] for spelling in elements[0]))
+        self._most_bytes = sum(max(map(len, spellings)) for spellings in elements)
+        # What does not have this part does not have it all, and looking for that is what bytes.find is fastest at.
+        self._rare = max(elements, key=lambda spellings: min(map(len, spellings)))
+
+    def found(self, data: bytes) -> Iterator[_Span]:
+        """Where it stands in `data`, those that overlap as one."""
+        if not any(spelling in data for spelling in self._rare):
+            return
+        for head in self._heads:
+            start = end = 0
+            for at in _beginnings(data, head, 0):
+                found = self._follow(data, at)
+                if found is None or found is NEED_MORE:
+                    continue
+                if at > end:
+                    yield start, end
+                    start = at
+                end = max(end, found)
+            yield start, end
+
+    def unfinished(self, data: bytes, before: int) -> int:
+        """Where one begins that may go on behind the end of `data`, if ahead of `before`; else `before`."""
+        start = max(0, len(data) - self._most_bytes + 1)
+        for head in self._heads:
+            for at in _beginnings(data, head, start):
+                if at >= before:
+                    break
+                if self._follow(data, at) is NEED_MORE:
+                    before = at
+                    break
+        return before
+
+    def _follow(self, data: bytes, at: int) -> int | NeedMore | None:
+        """Where the one that begins `at` ends; None: there is none."""
+        for spellings in self._elements:
+            for spelling in spellings:
+                if data.startswith(spelling, at):
+                    at += len(spelling)
+                    break
+            else:
+                cut_off = any(spelling.startswith(data[at : at + len(spelling)]) for spelling in spellings)
+                return NEED_MORE if cut_off else None
+        return at
+
+
+def _beginnings(data: bytes, head: bytes, start: int) -> Iterator[int]:
+    """Every place from `start` on with `head`, or as much of it as there is before the end."""
+    at = data.find(head, start)
+    while at >= 0:
+        yield at
+        at = data.find(head, at + 1)
+    for at in range(max(start, len(data) - len(head) + 1), len(data)):
+        if head.startswith(data[at:]):
+            yield at
+
+
+# ---------------------------------------------------------------- forms
+
+
+def _forms(secret: bytes) -> Iterator[_Elements]:
+    for escapes in (_UNESCAPED, _IN_JSON, _IN_URL):
+        yield _runs(escapes.get(each) or _spellings(each) for each in _characters(secret))
+    for before in range(3):
+        yield _runs(_in_base64(secret, before))
+    yield ((secret.hex().encode(),),)
+    yield ((secret.hex().upper().encode(),),)
+
+
+def _runs(elements: Iterable[tuple[bytes, ...]]) -> _Elements:
+    """Neighbours with one spelling each are one."""
+    found: list[tuple[bytes, ...]] = []
+    for spellings in elements:
+        if found and len(spellings) == len(found[-1]) == 1:
+            found[-1] = (found[-1][0] + spellings[0],)
+        else:
+            found.append(spellings)
+    return tuple(found)
+
+
+# The two characters that escapes begin with: what they stand for depends on who wrote them.
+_UNESCAPED: Final = {b"%": (b"%",), b"\\": (b"\\",)}
+_IN_JSON: Final = {b"%": (b"%", b"\\u0025"), b"\\": (b"\\\\", b"\\u005c", b"\\u005C")}
+_IN_URL: Final = {b"%": (b"%25",), b"\\": (b"%5C", b"%5c")}
+
+
+def _characters(secret: bytes) -> Iterator[bytes]:
+    """What is escaped as one: characters of UTF-8, or bytes where it is none."""
+    try:
+        yield from (each.encode() for each in secret.decode())
+    except UnicodeDecodeError:
+        yield from (bytes((each,)) for each in secret)
+
+
+def _spellings(character: bytes) -> tuple[bytes, ...]:
+    """`character`, neither of those above, as it is and escaped."""
+    if character in _PLAIN:
+        return (character,)
+    escaped = [character, *_ESCAPED_ALONE.get(character, ())]
+    percent = "".join(f"%{each:02x}" for each in character)
+    units = character.decode("utf-8", "replace").encode("utf-16-be")
+    unicode = "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+    for each in (percent, unicode):
+        escaped += [each.encode(), each.upper().replace("U", "u").encode()]
+    return tuple(dict.fromkeys(escaped))
+
+
+def _in_base64(secret: bytes, before: int) -> Iterator[tuple[bytes, ...]]:
+    """The characters that are about `secret` alone where `before` bytes stand in front of it, and the last one.
+
+    The last may be about what follows as well. One that is also about what stands in front keeps four bits at most:
+    it is let through, or any text would have to be held back when it ends in the wrong letter.
+    """
+    written = base64.b64encode(bytes(before) + secret).decode()
+    size, shared_bits = divmod(8 * (before + len(secret)), 6)
+    for each in written[-(-8 * before // 6) : size]:
+        yield _IN_BASE64.get(each, (each.encode(),))
+    if shared_bits:
+        known = _BASE64.index(written[size]) >> 6 - shared_bits
+        alike = _BASE64[known << 6 - shared_bits : known + 1 << 6 - shared_bits]
+        yield tuple(spelling for each in alike for spelling in _IN_BASE64.get(each, (each.encode(),)))

@@ -1,0 +1,138 @@
+"""Requests inside TLS, by whatever road, byte by byte as an attacker would write them. Standard library only."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+import time
+from typing import TYPE_CHECKING, Any
+
+from attacks.base import PATIENCE_S, shown
+from attacks.requests import proxy, spoken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# `pieces`: what is said inside TLS. How it is begun: `server_name` (None: without), `alpn`, `newest` (a version of
+# TLS), `unverified`, `cut` (the ClientHello in pieces of so many bytes).
+Conversation = dict[str, Any]
+PAUSE_S = 0.05
+
+
+def context(how: Conversation) -> ssl.SSLContext:
+    """A client's that trusts what the sandbox does, or nobody and everybody."""
+    made = ssl.create_default_context()
+    if how.get("unverified"):
+        made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
+    if "server_name" in how and how["server_name"] is None:
+        made.check_hostname = False
+    if "alpn" in how:
+        made.set_alpn_protocols(how["alpn"])
+    if "newest" in how:
+        made.maximum_version = ssl.TLSVersion[how["newest"]]
+        made.minimum_version = ssl.TLSVersion.TLSv1
+        made.set_ciphers("ALL:@SECLEVEL=0")
+    return made
+
+
+def redirected(host: str, port: int, conversations: list[Conversation]) -> list[str]:
+    """What comes back in each conversation with `host`, which knows of no proxy."""
+    return [_told(lambda: socket.create_connection((host, port), PATIENCE_S), host, each) for each in conversations]
+
+
+def tunnelled(authority: str, conversations: list[Conversation]) -> list[str]:
+    """The same in tunnels that the proxy is asked for."""
+    return [_told(lambda: _tunnel(authority), authority.rpartition(":")[0], each) for each in conversations]
+
+
+def in_the_clear(host: str, port: int, requests: list[list[str]]) -> list[str]:
+    """Plain HTTP where TLS is expected."""
+    return [spoken((host, port), [shown(piece) for piece in pieces]) for pieces in requests]
+
+
+def _tunnel(authority: str) -> socket.socket:
+    opened = socket.create_connection(proxy(), PATIENCE_S)
+    head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\nProxy-Authorization: Bearer <token>\r\n\r\n"
+    opened.sendall(shown(head).encode())
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        more = opened.recv(1)
+        if not more:
+            raise ConnectionError(answer.decode("latin-1"))
+        answer += more
+    if b" 200 " not in answer.split(b"\r\n")[0]:
+        raise ConnectionError(answer.decode("latin-1"))
+    return opened
+
+
+def _told(connect: Callable[[], socket.socket], host: str, how: Conversation) -> str:
+    try:
+        with connect() as opened:
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return _Secured(opened, how, how.get("server_name", host)).conversed()
+    except ssl.SSLError as error:
+        return f"TLS: {error.reason}"
+    except EOFError:
+        return "ended"
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0) or f"{type(error).__name__}: {error}"
+
+
+class _Secured:
+    """TLS by hand, so that its bytes can be sent in any pieces and one half be ended."""
+
+    def __init__(self, opened: socket.socket, how: Conversation, name: str | None) -> None:
+        self._opened, self._how = opened, how
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context(how).wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+        self._cut = how.get("cut", 0)
+
+    def conversed(self) -> str:
+        """What comes back."""
+        self._until_done(self._tls.do_handshake)
+        for index, piece in enumerate(self._how["pieces"]):
+            if index:
+                time.sleep(PAUSE_S)
+            self._tls.write(shown(piece).encode("latin-1"))
+            self._flush()
+        self._opened.shutdown(socket.SHUT_WR)
+        return self._rest()
+
+    def _rest(self) -> str:
+        got = b""
+        try:
+            while data := self._until_done(lambda: self._tls.read(65536)):
+                got += data
+        except (OSError, EOFError) as error:
+            said = errno.errorcode.get(getattr(error, "errno", 0) or 0, type(error).__name__)
+            return got.decode("latin-1") or said
+        return got.decode("latin-1")
+
+    def _until_done(self, step: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                done = step()
+            except ssl.SSLWantReadError:
+                self._flush()
+                data = self._opened.recv(65536)
+                if not data:
+                    raise EOFError from None
+                self._incoming.write(data)
+            except ssl.SSLZeroReturnError:
+                return b""
+            except ssl.SSLError:
+                self._flush()
+                raise
+            else:
+                self._flush()
+                return done
+
+    def _flush(self) -> None:
+        data = self._outgoing.read()
+        # The first flight is the ClientHello.
+        size, self._cut = self._cut or len(data), 0
+        for start in range(0, len(data), size or 1):
+            self._opened.sendall(data[start : start + size])
+            if size < len(data):
+                time.sleep(PAUSE_S / 10)

@@ -1,0 +1,162 @@
+"""Servers that keep every byte they get and answer what a test says, each host on its own address and in its own TLS.
+
+Requests are read by h11, strictly: what it cannot read was no request that we sent. `asked` has what was read, `raw`
+what came on each connection, `broken` why a connection carried nothing.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import h11
+from kit.patience import patient
+from kit.sandboxes import eventually
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Mapping
+
+SILENCE_S = patient(60)
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request, as h11 reads it: names in lower case."""
+
+    host: str
+    method: str
+    target: str
+    fields: tuple[tuple[str, str], ...]
+    body: bytes
+
+    def values(self, name: str) -> list[str]:
+        """Those of every field `name`."""
+        return [value for each, value in self.fields if each == name]
+
+
+@dataclass(slots=True)
+class Carried:
+    """What came on one connection to `host`. `unreadable`: h11 refused some of it."""
+
+    host: str
+    data: bytearray = field(default_factory=bytearray)
+    unreadable: bool = False
+
+
+Answer = Callable[[Asked], Sequence[bytes]]
+
+
+class Scripted:
+    """`listeners`: one for each host, with the context of its TLS, or None for plain HTTP. Serves on construction.
+
+    `answer`: the pieces of a response; it is asked once the whole request is there, `early` once its head is, and None
+    from that means: not yet.
+    """
+
+    def __init__(self, listeners: Mapping[str, tuple[socket.socket, ssl.SSLContext | None]]) -> None:
+        self.asked: list[Asked] = []
+        self.raw: list[Carried] = []
+        self.broken: list[tuple[str, str]] = []
+        self.answer: Answer = lambda _: [OK]
+        self.early: Callable[[Asked], Sequence[bytes] | None] = lambda _: None
+        self._listeners = [listener for listener, _ in listeners.values()]
+        self._open: set[socket.socket] = set()
+        for host, (listener, context) in listeners.items():
+            threading.Thread(target=self._accept, args=(host, listener, context), daemon=True).start()
+
+    def of(self, host: str) -> list[Asked]:
+        """What was asked of `host`."""
+        return [each for each in self.asked if each.host == host]
+
+    def forget(self) -> None:
+        """Begin a new test."""
+        self.asked, self.raw, self.broken = [], [], []
+        self.answer, self.early = lambda _: [OK], lambda _: None
+
+    def settled(self, host: str, count: int) -> list[Asked]:
+        """What was asked of `host`, once that is `count` requests or can be no more."""
+        eventually(lambda: len(self.of(host)) >= count, timeout_s=1.0)
+        return self.of(host)
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        for each in [*self._listeners, *self._open]:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    # ------------------------------------------------------------ one connection
+
+    def _accept(self, host: str, listener: socket.socket, context: ssl.SSLContext | None) -> None:
+        with suppress(OSError):
+            while True:
+                accepted, _ = listener.accept()
+                accepted.settimeout(SILENCE_S)
+                self._open.add(accepted)
+                threading.Thread(target=self._serve, args=(host, accepted, context), daemon=True).start()
+
+    def _serve(self, host: str, accepted: socket.socket, context: ssl.SSLContext | None) -> None:
+        try:
+            with accepted, self._secured(accepted, context) as stream:
+                self._converse(host, stream)
+        except (OSError, ValueError) as error:
+            self.broken.append((host, str(error)))
+        finally:
+            self._open.discard(accepted)
+
+    def _secured(self, accepted: socket.socket, context: ssl.SSLContext | None) -> socket.socket:
+        return accepted if context is None else context.wrap_socket(accepted, server_side=True)
+
+    def _converse(self, host: str, stream: socket.socket) -> None:
+        carried = Carried(host)
+        self.raw.append(carried)
+        connection = h11.Connection(h11.SERVER)
+        while True:
+            event = self._event(carried, connection, stream)
+            if not isinstance(event, h11.Request):
+                return
+            head = _asked(host, event)
+            answered = self.early(head)
+            if answered is not None:
+                _send(stream, answered)
+            body = b""
+            while not isinstance(event := self._event(carried, connection, stream), h11.EndOfMessage):
+                if not isinstance(event, h11.Data):
+                    return
+                body += event.data
+            whole = Asked(head.host, head.method, head.target, head.fields, body)
+            self.asked.append(whole)
+            if answered is None:
+                _send(stream, self.answer(whole))
+            connection.send(h11.Response(status_code=200, headers=[("Content-Length", "0")]))
+            connection.send(h11.EndOfMessage())
+            if connection.our_state is not h11.DONE:
+                return
+            connection.start_next_cycle()
+
+    def _event(self, carried: Carried, connection: h11.Connection, stream: socket.socket) -> object:
+        try:
+            while (event := connection.next_event()) is h11.NEED_DATA:
+                data = stream.recv(65536)
+                carried.data += data
+                connection.receive_data(data)
+        except h11.RemoteProtocolError:
+            carried.unreadable = True
+            return None
+        return event
+
+
+def _asked(host: str, request: h11.Request) -> Asked:
+    fields = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers)
+    return Asked(host, request.method.decode(), request.target.decode(), fields, b"")
+
+
+def _send(stream: socket.socket, pieces: Sequence[bytes]) -> None:
+    for piece in pieces:
+        stream.sendall(piece)
