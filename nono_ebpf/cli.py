@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 USAGE_ERROR, OUR_FAULT = 2, 125
 PORT_MAX = 65535
 DAYS_MAX = 365  # nono's
+# Commands that wait for no other's parser: what that of `credential` needs takes longer to load than all the rest.
+_ALONE = frozenset(("run", "why", "profile", "doctor", "demo", "presets"))
 
 _DESCRIPTION = """\
 A network sandbox for untrusted programs. Every TCP connection of the command, whatever client makes it and
@@ -102,15 +104,21 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The whole command line. `command`: the one that is used, if that is known; others may then be left out."""
     parser = _Parser(prog="nono-ebpf", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"nono-ebpf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_run(commands)
     _add_why(commands)
     _add_profile(commands)
+    if command not in _ALONE:
+        from nono_ebpf import credential
+
+        credential.add_parser(commands)
     doctor = commands.add_parser("doctor", help="try what a sandbox needs of this machine and say what is missing")
+    doctor.add_argument("--profile", "-p", metavar="FILE", help="also whether the credentials of this one can be read")
+    doctor.add_argument("--credential", metavar="NAME", action="append", default=[], help="also whether this one can")
     doctor.add_argument("--json", action="store_true", help="for machines")
     commands.add_parser("demo", help="see it work: test hosts, real clients, what was let through and what was not")
     presets = commands.add_parser("presets", help="list the groups of hosts that @NAME stands for")
@@ -359,15 +367,16 @@ def _add_authority(authority: argparse._ArgumentGroup) -> None:
         "--proxy-ca-validity",
         metavar="DAYS",
         type=_days,
-        help="how long this run's CA is valid, and with it every certificate: 1 to 365 (default: 1)",
+        help="how long this run's CA is valid: 1 to 365 (default: 1)",
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `nono-ebpf` command; its exit status."""
-    options = build_parser().parse_args(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = build_parser(arguments[0] if arguments else None).parse_args(arguments)
     try:
-        return _dispatch(options, list(sys.argv[1:] if arguments is None else arguments))
+        return _dispatch(options, arguments)
     except (ConfigError, InvalidAuthority, NotSupported) as error:
         return _fail(error, USAGE_ERROR)
     except LoadError as error:
@@ -411,10 +420,14 @@ def _dispatch(options: argparse.Namespace, arguments: list[str]) -> int:
             from nono_ebpf import profile
 
             return profile.main(options)
+        case "credential":
+            from nono_ebpf import credential
+
+            return credential.main(options)
         case "doctor":
             from nono_ebpf import doctor
 
-            return doctor.main(as_json=options.json)
+            return doctor.main(as_json=options.json, profile=options.profile, credentials=options.credential)
         case "demo":
             from nono_ebpf.demo import main as demo
 

@@ -141,6 +141,11 @@ def keyring_state(user: User | None) -> str:
         return f"the keyring of {user.name}: {error.problem}"
 
 
+def why_unreadable(reference: Reference) -> CredentialUnavailable | None:
+    """Why the caller's account cannot read it now; None when it can."""
+    return _failure(reference, _around())
+
+
 def _around() -> Surroundings:
     return Surroundings(os.geteuid(), os.geteuid(), os.environ)
 

@@ -8,29 +8,41 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from landlockpy import abi_version
 from rich.console import Console
 from rich.table import Table
 
+from nono_ebpf.config import load
+from nono_ebpf.config.files import read_profile
+from nono_ebpf.config.options import Overrides
+from nono_ebpf.credential import keyring_state, why_unreadable
+from nono_ebpf.credentials.references import parse_reference, redacted
 from nono_ebpf.kernel.probe import Finding, State, findings
 from nono_ebpf.sandbox import sudo
 from nono_ebpf.sandbox.landlock import Feature
-from nono_ebpf.sandbox.user import NOBODY
+from nono_ebpf.sandbox.user import NOBODY, find_user
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from nono_ebpf.config.routes import Route
 
 _TRIAL_TIMEOUT_S = 180  # an emulated machine takes one of them
 _COLOURS = {State.YES: "green", State.NO: "red", State.UNKNOWN: "yellow"}
 
 
-def main(*, as_json: bool) -> int:
-    """0 when a sandbox works on this machine, 1 when not."""
+def main(*, as_json: bool, profile: str | None = None, credentials: Sequence[str] = ()) -> int:
+    """0 when a sandbox works on this machine, 1 when not. With a profile, or names: its credentials are looked at, too.
+
+    Raises ConfigError: the profile has mistakes.
+    """
     console = Console()
+    overrides = Overrides(profile=profile, credential=tuple(credentials))
     with Console(stderr=True).status("trying …"):
-        found = [*findings(), *map(_landlock, Feature), _sandbox(), _sudo()]
+        found = [*findings(), *map(_landlock, Feature), _sandbox(), _sudo(), _keyring(), *_credentials(overrides)]
     if as_json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in found], indent=2) + "\n")
     elif console.is_terminal:
@@ -80,6 +92,35 @@ def _sudo() -> Finding:
         remedy = "apt install sudo, or run nono-ebpf as root"
         return Finding("sudo", State.NO, "not found", enforces, remedy, needed=False)
     return Finding("sudo", State.YES, path, enforces, needed=False)
+
+
+def _keyring() -> Finding:
+    uid = sudo.invoking_uid() or os.geteuid()
+    state = keyring_state(find_user(str(uid)) if uid else None)
+    return Finding("keyring", State.UNKNOWN, state, "credentials that are written as a bare name", needed=False)
+
+
+def _credentials(overrides: Overrides) -> Iterator[Finding]:
+    """Of the services that the rules put in use: whether each could be read now, by whoever asks."""
+    if overrides == Overrides():
+        return
+    settings = load.settings(overrides, read_profile, home=str(Path.home()), environment=os.environ)
+    for route in settings.routes:
+        yield _credential(route)
+
+
+def _credential(route: Route) -> Finding:
+    name, enforces = f"credential {route.name}", f"requests to {route.service.host.pattern} get it"
+    if route.reference is None:
+        return Finding(name, State.NO, route.unsupported, enforces, needed=False)
+    reference = parse_reference(route.reference.value, route.reference.source)
+    if os.geteuid() == 0 and sudo.invoking_uid():
+        detail = f"{redacted(reference)}: kept where your account can read it; run doctor without sudo to know"
+        return Finding(name, State.UNKNOWN, detail, enforces, needed=False)
+    failure = why_unreadable(reference)
+    if failure is None:
+        return Finding(name, State.YES, f"{redacted(reference)} can be read", enforces, needed=False)
+    return Finding(name, State.NO, f"{redacted(reference)}: {failure.problem}", enforces, needed=False)
 
 
 def _line(finding: Finding) -> str:

@@ -45,11 +45,11 @@ _UNITS: Mapping[str, int] = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 DAYS_MAX = 365  # nono's, of --proxy-ca-validity
 # Of a profile's name, nono takes letters, digits and hyphens.
 _PROFILE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
-# Hop-by-hop, or what frames a message: no credential stands in these.
+# Hop-by-hop, what frames a message, and what we write ourselves: no credential stands in these.
 _FRAMING = frozenset(
     (
         *("host", "content-length", "transfer-encoding", "connection", "proxy-authorization", "proxy-authenticate"),
-        *("upgrade", "te", "trailer", "keep-alive"),
+        *("upgrade", "te", "trailer", "keep-alive", "proxy-connection", "expect", "accept-encoding", "x-nono-token"),
     )
 )
 
@@ -140,7 +140,8 @@ def _check_range(ports: list[int], source: str) -> None:
 
 def _check_header(text: str, source: str) -> None:
     _check_token(text, source)
-    if text.lower() in _FRAMING:
+    # To servers that make variables of fields, `-` and `_` are one (RFC 3875 §4.1.18).
+    if text.lower().replace("_", "-") in _FRAMING:
         raise ConfigError(source, f"{text!a} belongs to the connection, not to a credential")
 
 

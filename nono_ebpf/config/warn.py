@@ -83,4 +83,4 @@ def _of_definition(name: str, definition: Sourced[CustomCredential]) -> Iterator
     if policy and (policy.approve or policy.default.decision == "approve"):
         yield f"{place}.endpoint_policy: nobody can be asked yet: a request to {name} that needs an approval is denied"
     if found.upgrades:
-        yield f"{place}.upgrades: no effect yet: whether a path may become a WebSocket is not asked"
+        yield f"{place}.upgrades: no effect yet: a WebSocket to a service is refused"

@@ -71,7 +71,6 @@ def read(reference: Reference, path: str, owner: int, known: Reading | None, *, 
     Raises:
         CredentialUnavailable: there is nothing that can be used.
     """
-    before: Secret | None = None
     failure = unavailable(reference, "failed", "it changes faster than it can be read")
     for _ in range(_ATTEMPTS):
         with _found(reference, path) as fd:
@@ -80,15 +79,12 @@ def read(reference: Reference, path: str, owner: int, known: Reading | None, *, 
                 return known
             try:
                 value = _content(reference, fd)
+                if _is_whole(reference, fd, value, version):
+                    return Reading(value, version)
             except CredentialUnavailable as error:
                 if error.state != "empty" or not version.just_now:
                     raise
                 failure = error  # truncated, and about to be written
-            else:
-                unchanged = FileVersion.of(os.fstat(fd)) == version
-                if unchanged and (value == before or not version.just_now):
-                    return Reading(value, version)
-                before = value
         time.sleep(_PAUSE_S)
     raise failure
 
@@ -159,6 +155,16 @@ def _content(reference: Reference, path_fd: int) -> Secret:
         return checked(reference, memoryview(buffer)[:length])
     finally:
         os.close(fd)
+
+
+def _is_whole(reference: Reference, path_fd: int, value: Secret, version: FileVersion) -> bool:
+    """Whether nobody is writing into the file. One that was replaced meanwhile is as whole as it was."""
+    if version.just_now:
+        time.sleep(_PAUSE_S)
+        if _content(reference, path_fd) != value:
+            return False
+    found = os.fstat(path_fd)
+    return (found.st_mtime_ns, found.st_size) == (version.mtime_ns, version.size)
 
 
 def _refused(reference: Reference, error: OSError) -> CredentialUnavailable:

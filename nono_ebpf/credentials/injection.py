@@ -43,6 +43,7 @@ _CUSTOMARY_PARAMETERS: Final = frozenset((b"key", b"api_key", b"access_token"))
 _WITH_SCHEME: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) +(.+)", re.DOTALL)
 _SEPARATOR: Final = re.compile("([&;])")  # the semicolon is one to older servers (HTML 4.01 §B.2.2)
 _UNICODE_ESCAPE: Final = re.compile(rb"%u00([0-9A-Fa-f]{2})", re.IGNORECASE)
+_PHANTOM_BYTES: Final = 64  # what is shorter needs no closer look (`session_token`)
 _DECODINGS: Final = 2  # a server behind a server: each undoes one
 _CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
 # A segment of dots is none; some servers decode before they cut, and some cut at a semicolon.
@@ -135,11 +136,21 @@ def inject(injection: Injection, read: Read, secret: Secret, *, name: str) -> tu
     if outbound.mode == "query_param":
         if not read.target.startswith("/"):
             raise ClientProtocolError("this service takes its key in the query, and this request has no path")
+        if _has_escaped_query(read.target.partition("?")[0]):
+            raise ClientProtocolError("this service takes its key in the query, of which the path has another (%3F)")
         mark = "&" if "?" in read.target else "?"
         return fields, f"{read.target}{mark}{quote(outbound.query_param or '')}={quote(value, safe='')}"
     own = outbound.header.encode()
     others = (field for field in fields if _folded(field[0]) != _folded(own))
     return (*others, (own, _field_value(outbound, value))), read.target
+
+
+def _has_escaped_query(path: str) -> bool:
+    """Whether a server that is handed a decoded path would find a query in it."""
+    decoded = path.encode()
+    for _ in range(_DECODINGS):
+        decoded = unquote_to_bytes(decoded)
+    return b"?" in decoded
 
 
 def revealing(injection: Injection, secret: Secret) -> tuple[bytes, ...]:
@@ -189,6 +200,9 @@ def _without_credentials(injection: Injection, fields: Fields, found: _Findings)
     seen: set[bytes] = set()
     for name, value in fields:
         folded = _folded(name)
+        if len(value) < _PHANTOM_BYTES and folded not in credentials:
+            yield name, value
+            continue
         shown = _shown(injection.client, folded, value, found)
         if shown is Presented.PHANTOM:
             found.phantoms.append("phantom_header")
@@ -325,8 +339,8 @@ def _without_parameters(injection: Injection, query: str, found: _Findings) -> s
     seen = False
     for separator, piece in _pieces(query):
         name, _, value = piece.partition("=")
-        named = _parameter(name) in names
-        phantom = found.is_phantom(_decoded(value or name))
+        named = bool(names) and _parameter(name) in names
+        phantom = len(piece) >= _PHANTOM_BYTES and found.is_phantom(_decoded(value or name))
         if phantom:
             found.phantoms.append("phantom_query")
         elif not named:
@@ -355,10 +369,9 @@ def _parameter(name: str) -> bytes:
     Some decode twice, ignore case, cut at a NUL or a bracket (the first of a list), or write `_` for what their
     language has no variables with.
     """
-    text = name.encode()
-    for _ in range(_DECODINGS):
-        text = _UNICODE_ESCAPE.sub(rb"%\1", text)
-        text = unquote_to_bytes(text.replace(b"+", b" "))
+    text = name.replace("+", " ").encode()
+    for _ in range(_DECODINGS if b"%" in text else 0):
+        text = unquote_to_bytes(_UNICODE_ESCAPE.sub(rb"%\1", text)).replace(b"+", b" ")
     text = re.split(rb"[\[\0]", text.strip(), maxsplit=1)[0]
     return text.lower().replace(b".", b"_").replace(b" ", b"_")
 

@@ -78,6 +78,7 @@ class Exchange:
         self._head, self._addressed, self._limits, self._piece_bytes = head, addressed, limits, piece_bytes
         self._body = http1.request_body(head)
         self._had_body = not self._body.done
+        self._uploaded = self._body.done  # to its last byte: the kernel, or TLS, has it
         self._websocket = outgoing is None and not addressed.tls and http1.asks_for_websocket(head)
         self._interim_responses = 0
         self._received_before = upstream.received_bytes
@@ -107,7 +108,10 @@ class Exchange:
         except ExceptionGroup as errors:
             # Either side's error ends the other; who failed first is what happened.
             raise errors.exceptions[0] from None
-        return outcome if self._body.done else Outcome.CLOSE_BOTH
+        if not self._body.done:
+            return Outcome.CLOSE_BOTH
+        # What the server did not take of this body it would take from the front of the next request.
+        return Outcome.CLOSE_UPSTREAM if outcome is Outcome.KEEP and not self._uploaded else outcome
 
     def _request(self) -> bytes:
         addressed, outgoing = self._addressed, self._outgoing
@@ -127,6 +131,7 @@ class Exchange:
         """
         try:
             await self._relay_body(self._body, self.client, self.upstream)
+            self._uploaded = True
         except UpstreamError:
             return
 
@@ -158,7 +163,7 @@ class Exchange:
             return None
         if http1.list_tokens(head.fields, b"content-encoding") - {b"identity"}:
             raise UpstreamError("read", self.upstream.target, "sent a compressed body though it was asked not to")
-        return self._outgoing.scrubber()
+        return self._outgoing.scrubber
 
     async def _final_head(self) -> http1.ResponseHead:
         """The head of the final response, or of a 101 that was asked for; other 1xx are passed on."""
@@ -191,7 +196,7 @@ class Exchange:
             parsed = await self._rest_of_the_head()
         head, size = parsed
         del upstream.unread[:size]
-        return head if self._outgoing is None else _scrubbed(head, self._outgoing.scrubber())
+        return head if self._outgoing is None else _scrubbed(head, self._outgoing.scrubber)
 
     async def _rest_of_the_head(self) -> tuple[http1.ResponseHead, int]:
         upstream = self.upstream
@@ -245,7 +250,7 @@ class Exchange:
 
 
 def _scrubbed(head: http1.ResponseHead, scrubber: Scrubber) -> http1.ResponseHead:
-    fields = tuple([(name, scrubber.text(value)) for name, value in head.fields])
+    fields = tuple([(scrubber.text(name), scrubber.text(value)) for name, value in head.fields])
     return replace(head, reason=scrubber.text(head.reason), fields=fields)
 
 

@@ -291,7 +291,7 @@ class Flow:
         try:
             verdict = await self._judge(ask)
             if isinstance(verdict, Denial) and self._may_intercept(verdict):
-                await self._intercept(Authority(ask.host, port), Identity.SNI, name)
+                await self._intercept(Authority(ask.host, port), Identity.SNI, name, verdict)
                 return
             if isinstance(verdict, Denial):
                 await self._refuse(refuse.denied(verdict), Language.TLS)
@@ -318,7 +318,7 @@ class Flow:
                 await self._relay_by_server_name(hello, port, name)
             case Tls() if name is not None and self._may_intercept(denial):
                 self._record.sniff = "tls"
-                await self._intercept(Authority(name, port), self._known_by(), name)
+                await self._intercept(Authority(name, port), self._known_by(), name, denial)
             case Http():
                 await self._converse(Redirected(port, name))
             case _:
@@ -328,8 +328,11 @@ class Flow:
     def _known_by(self) -> Identity:
         return Identity.AUTHORITY if self._record.mode in {"connect", "socks5"} else Identity.DNS
 
-    async def _intercept(self, authority: Authority, identity: Identity, known: str | None) -> None:
-        """End the client's TLS here, as the host of `authority`, and judge every request inside."""
+    async def _intercept(self, authority: Authority, identity: Identity, known: str | None, denial: Denial) -> None:
+        """End the client's TLS here, as the host of `authority`, and judge every request inside.
+
+        `denial` is of a tunnel, and holds where it is another host than this one that is looked into.
+        """
         record, interception = self._record, self._context.interception
         if interception is None:
             raise ClientProtocolError("TLS is not intercepted here")
@@ -342,6 +345,9 @@ class Flow:
         except ClientProtocolError as error:
             record.decision, record.denial_category, record.reason = "deny", INTERCEPT_HANDSHAKE_FAILED, str(error)
             self._client.close()  # behind the alert
+            return
+        except ValueError:
+            await self._refuse(refuse.denied(denial), Language.TLS)
             return
         record.decision, record.denial_category, record.rule = "allow", None, None
         record.reason = "the client asked for nothing inside TLS"

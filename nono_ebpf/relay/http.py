@@ -271,6 +271,8 @@ class Conversation:
             return await self._refuse(head, record, refuse.denied(permit))
         if permit.target is not None:
             addressed = replace(addressed, target=permit.target)
+        if _is_restricted(permit):
+            http1.check_no_override(head)
         if (addressed.tls or permit.service) and http1.asks_for_websocket(head):
             record.decision, record.denial_category = "deny", UNSUPPORTED_UPGRADE
             return await self._refuse(head, record, refuse.unsupported_upgrade())
@@ -384,6 +386,13 @@ class Conversation:
         else:
             self._give_back()
         return outcome is Outcome.KEEP or outcome is Outcome.CLOSE_UPSTREAM
+
+
+def _is_restricted(permit: Permit) -> bool:
+    """Whether only certain requests are permitted."""
+    service = permit.service
+    by_service = service is not None and (service.endpoints or service.endpoint_policy)
+    return bool(permit.rule.endpoints or by_service)
 
 
 def is_quiet(upstream: Upstream) -> bool:

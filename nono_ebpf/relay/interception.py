@@ -21,7 +21,7 @@ class Certificates(Protocol):
         """A server's, for the canonical `host`.
 
         Raises:
-            ClientProtocolError: no longer. ValueError: it is for other hosts.
+            ClientProtocolError: it cannot be made any longer. ValueError: there are none for this host.
         """
 
 

@@ -54,19 +54,15 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """What is sent on instead of a request's own fields and target, and what must not come back.
+    """What is sent on instead of a request's own fields and target, and what covers the credential in the response.
 
     `judged`: the target without the credential, which the rules have to permit.
     """
 
     fields: http1.Fields = field(repr=False)
     target: str = field(repr=False)
-    values: tuple[bytes, ...] = field(repr=False)
+    scrubber: Scrubber
     judged: str
-
-    def scrubber(self) -> Scrubber:
-        """For one response."""
-        return Scrubber(self.values)
 
 
 class Services:
@@ -74,6 +70,7 @@ class Services:
 
     def __init__(self, access: Mapping[str, Access], credentials: CredentialSource, token: Token) -> None:
         self._access, self._credentials, self._token = access, credentials, token
+        self._scrubbers: dict[str, tuple[Secret, Scrubber]] = {}
 
     def phantom(self, service: Service, head: http1.RequestHead, target: str) -> Read:
         """What the client shows where the credential belongs; `target` is canonical."""
@@ -103,7 +100,16 @@ class Services:
             _deny(record, DenialCategory.MANAGED_CREDENTIAL_UNAVAILABLE.value, str(error))
             return refuse.credential_unavailable(error)
         record.credential, record.injection_mode = service.name, access.injection.outbound.mode
-        return Outgoing(_uncompressed(fields), sent_target, revealing(access.injection, secret), read.target)
+        scrubber = self._scrubber(service.name, access.injection, secret)
+        return Outgoing(_uncompressed(fields), sent_target, scrubber, read.target)
+
+    def _scrubber(self, name: str, injection: Injection, secret: Secret) -> Scrubber:
+        """One for a response. What a credential can look like is worked out once, as long as it stays the same."""
+        known, scrubber = self._scrubbers.get(name, (None, None))
+        if scrubber is None or known is not secret:
+            scrubber = Scrubber(revealing(injection, secret))
+            self._scrubbers[name] = (secret, scrubber)
+        return scrubber.another()
 
 
 def not_the_phantom(service: Service, record: Record, what: str) -> Refusal:

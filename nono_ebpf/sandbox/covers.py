@@ -89,7 +89,8 @@ def _watch(directories: Sequence[Path]) -> inotify.Watch:
     """For what becomes of them and of those above."""
     made = inotify.Watch()
     for directory in directories:
-        _check_real(directory)
+        if directory != Path(os.path.realpath(directory)):
+            raise SandboxError(f"{directory}, where a secret lies, is not where it was")
         for each in (directory, *directory.parents):
             made.add(each)
     return made
@@ -105,14 +106,8 @@ def _elsewhere(table: Sequence[Mount], directories: Sequence[Path]) -> list[Path
 def _cover(directory: Path) -> str:
     """The device of the file system that covers it."""
     mounts.fresh(directory, "mode=0755", libc.MS_RDONLY)
-    _check_real(directory)
     device = directory.stat().st_dev
     return f"{os.major(device)}:{os.minor(device)}"
-
-
-def _check_real(directory: Path) -> None:
-    if directory != Path(os.path.realpath(directory)):
-        raise SandboxError(f"{directory}, where a secret lies, is not where it was")
 
 
 def _cover_elsewhere(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Takes secrets out of what a server sends back: every byte of one becomes `*`, so no length changes.
 
 A server may well repeat what it was sent: in an error, an echo, a redirect, a page for debugging. What is looked for is
-the secret as it is, with its special characters escaped as in URLs (RFC 3986 §2.1) and JSON (RFC 8259 §7), and in
+the secret as it is, with its special characters escaped as in URLs (RFC 3986 §2.1), JSON (RFC 8259 §7) and HTML, and in
 hexadecimal and base64 (RFC 4648, both alphabets), there also as a part of something longer. A server that means to
 give it away cannot be kept from it by any list, nor can one that compresses or takes it apart.
 
@@ -34,6 +34,7 @@ _IN_BASE64: Final = {
 }
 # application/x-www-form-urlencoded and RFC 8259 §7.
 _ESCAPED_ALONE: Final = {b" ": (b"+",), b'"': (b'\\"',), b"/": (b"\\/",)}
+_NAMED_IN_HTML: Final = {b'"': (b"&quot;",), b"'": (b"&apos;",), b"<": (b"&lt;",), b">": (b"&gt;",)}
 
 # Each a piece of what is looked for, in all its spellings, of which none is the beginning of another.
 _Elements = tuple[tuple[bytes, ...], ...]
@@ -48,6 +49,12 @@ class Scrubber:
         self._forms = tuple(map(_Form, dict.fromkeys(form for secret in secrets for form in _forms(secret))))
         self._held = b""
         self._hidden_bytes = 0  # of `_held`, at its front: the end of a secret that began before it
+
+    def another(self) -> Scrubber:
+        """One for another body, of the same values: what they can look like has been worked out."""
+        made = Scrubber(())
+        made._forms = self._forms
+        return made
 
     def text(self, data: bytes) -> bytes:
         """`data`, which is all there is, without secrets."""
@@ -151,7 +158,7 @@ def _beginnings(data: bytes, head: bytes, start: int) -> Iterator[int]:
 
 
 def _forms(secret: bytes) -> Iterator[_Elements]:
-    for escapes in (_UNESCAPED, _IN_JSON, _IN_URL):
+    for escapes in (_UNESCAPED, _IN_JSON, _IN_URL, _IN_HTML):
         yield _runs(escapes.get(each) or _spellings(each) for each in _characters(secret))
     for before in range(3):
         yield _runs(_in_base64(secret, before))
@@ -170,10 +177,11 @@ def _runs(elements: Iterable[tuple[bytes, ...]]) -> _Elements:
     return tuple(found)
 
 
-# The two characters that escapes begin with: what they stand for depends on who wrote them.
-_UNESCAPED: Final = {b"%": (b"%",), b"\\": (b"\\",)}
-_IN_JSON: Final = {b"%": (b"%", b"\\u0025"), b"\\": (b"\\\\", b"\\u005c", b"\\u005C")}
-_IN_URL: Final = {b"%": (b"%25",), b"\\": (b"%5C", b"%5c")}
+# The characters that escapes begin with: what they stand for depends on who wrote them.
+_UNESCAPED: Final = {b"%": (b"%",), b"\\": (b"\\",), b"&": (b"&", b"%26", b"\\u0026")}
+_IN_JSON: Final = {b"%": (b"%", b"\\u0025"), b"&": (b"&", b"\\u0026"), b"\\": (b"\\\\", b"\\u005c", b"\\u005C")}
+_IN_URL: Final = {b"%": (b"%25",), b"&": (b"&", b"%26"), b"\\": (b"%5C", b"%5c")}
+_IN_HTML: Final = _UNESCAPED | {b"&": (b"&amp;", b"&#38;", b"&#x26;")}
 
 
 def _characters(secret: bytes) -> Iterator[bytes]:
@@ -190,11 +198,26 @@ def _spellings(character: bytes) -> tuple[bytes, ...]:
         return (character,)
     escaped = [character, *_ESCAPED_ALONE.get(character, ())]
     percent = "".join(f"%{each:02x}" for each in character)
-    units = character.decode("utf-8", "replace").encode("utf-16-be")
-    unicode = "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+    text = character.decode("utf-8", "replace")
+    unicode = "".join(f"\\u{unit:04x}" for unit in _utf_16(text))
     for each in (percent, unicode):
         escaped += [each.encode(), each.upper().replace("U", "u").encode()]
-    return tuple(dict.fromkeys(escaped))
+    escaped += [f"&#{number};".encode() for each in text for number in _in_html(ord(each))]
+    return tuple(dict.fromkeys((*escaped, *_NAMED_IN_HTML.get(character, ()))))
+
+
+def _utf_16(text: str) -> Iterator[int]:
+    """The code units (RFC 2781 §2.1), by hand: Python would load its codec from a file."""
+    for each in map(ord, text):
+        if each < 0x10000:
+            yield each
+        else:
+            yield from (0xD800 + (each - 0x10000 >> 10), 0xDC00 + (each - 0x10000 & 0x3FF))
+
+
+def _in_html(code: int) -> tuple[str, ...]:
+    """HTML, §13.5: character references by number."""
+    return str(code), f"x{code:x}", f"x{code:X}"
 
 
 def _in_base64(secret: bytes, before: int) -> Iterator[tuple[bytes, ...]]:

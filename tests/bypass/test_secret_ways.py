@@ -185,6 +185,27 @@ def test_another_mount_does_not_show_it(home: Path, place: Path, part: str) -> N
         agent.close()
 
 
+@pytest.mark.bypass("uncovered-mounts")
+def test_another_mount_of_a_file_system_below_it_does_not_show_it(home: Path, place: Path) -> None:
+    """The secret lies on a file system of its own, mounted in the hidden directory and once more elsewhere."""
+    deep, other = home / "secrets/deep", place / "other"
+    for directory in (deep, other):
+        _as_account(directory.mkdir)
+    script = (
+        'mount -t tmpfs -o mode=755 tmpfs "$0"; printf %s "$2" >"$0/key"; chmod 644 "$0/key"; '
+        'mount --bind "$0" "$1"; shift 2; exec "$@"'
+    )
+    mounted = ["unshare", "--mount", "--propagation=private", "sh", "-ec", script, str(deep), str(other), OLD]
+    control = subprocess.run([*mounted, *AS_NOBODY, "cat", other / "key"], capture_output=True, text=True, check=True)
+    assert control.stdout == OLD
+    command = viewing.command(*COMMAND, hidden_directories=[home / "secrets"])
+    agent = Agent([*mounted, *command], ATTACKS, env=environment())
+    try:
+        assert _seen(agent, other / "key") + _seen(agent, deep / "key") == []
+    finally:
+        agent.close()
+
+
 # --- the way Kubernetes projects it
 
 
@@ -245,13 +266,22 @@ def _make_anew(home: Path) -> None:
     _write(home / "secrets/key", NEW)
 
 
+def _make_anew_while_in_use(home: Path) -> None:
+    """A shell outside is in the old one, so that the kernel keeps it."""
+    held = os.open(home / "secrets", os.O_PATH)
+    _make_anew(home)
+    os.close(held)
+
+
 def _rename_above(home: Path) -> None:
     _as_account(lambda: home.rename(home.parent / "gone"))
     _as_account(lambda: (home / "secrets").mkdir(parents=True))
     _write(home / "secrets/key", NEW)
 
 
-@pytest.mark.parametrize("swap", [_swap, _exchange, _make_anew, _rename_above], ids=lambda step: step.__name__)
+@pytest.mark.parametrize(
+    "swap", [_swap, _exchange, _make_anew, _make_anew_while_in_use, _rename_above], ids=lambda step: step.__name__
+)
 def test_the_sandbox_ends_when_the_directory_itself_is_replaced(home: Path, swap: Callable[[Path], None]) -> None:
     """No mount can stay over a path. Nothing is left running that could read what is there now, and it is said why."""
     command = viewing.command("sh", "-c", "echo ready; exec sleep 300", hidden_directories=[home / "secrets"])

@@ -93,7 +93,12 @@ class Guarded:
     def options(self, **network: Any) -> list[str]:
         """For `nono-ebpf run`: every credential, and the hosts that need none."""
         defined = {
-            name: {"upstream": f"https://{host(name)}", "credential_key": self.vault.reference(name)} | how
+            name: {
+                "upstream": f"https://{host(name)}",
+                "credential_key": self.vault.reference(name),
+                "env_var": f"{name.upper()}_KEY",
+                **how,
+            }
             for name, how in {**PLACED, **{name: {} for name in PRETENDERS}}.items()
         }
         allowed = [host("open"), {"domain": host("judged"), "endpoints": [{"method": "GET", "path": "/v1/**"}]}]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
-from nono_ebpf.cli import build_parser
+from nono_ebpf.cli import build_parser, main
 from nono_ebpf.config.options import Overrides
 
 
@@ -56,6 +58,24 @@ def test_why_is_asked_one_thing(arguments: list[str], capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         build_parser().parse_args(arguments)
     assert "--host" in capsys.readouterr().err
+
+
+def test_every_command_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """And in what is told of one that there is not."""
+    for arguments in (["--help"], ["rum"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        said = capsys.readouterr()
+        for command in ("run", "why", "profile", "credential", "doctor", "demo", "presets"):
+            assert command in said.out + said.err
+
+
+def test_no_other_command_waits_for_that_of_credentials() -> None:
+    """A `run` begins as soon as it can."""
+    code = "import sys; from nono_ebpf.cli import build_parser; build_parser('run'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert "nono_ebpf.cli" in done.stdout.split()
+    assert "nono_ebpf.credential" not in done.stdout.split()
 
 
 @pytest.mark.parametrize("command", ["run", "why"])

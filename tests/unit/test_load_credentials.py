@@ -246,6 +246,7 @@ def test_every_shape_of_a_credential_is_read(keys: dict[str, Any]) -> None:
         ({"credential_key": "k", "credential_format": "Bearer"}, ".credential_format", "does not have {} once"),
         ({"credential_key": "k", "credential_format": "{} {}"}, ".credential_format", "does not have {} once"),
         ({"credential_key": "k", "inject_header": "Host"}, ".inject_header", "belongs to the connection"),
+        ({"credential_key": "k", "inject_header": "Content_Length"}, ".inject_header", "belongs to the connection"),
         ({"credential_key": "k", "inject_header": "transfer-encoding"}, ".inject_header", "belongs to the connection"),
         (
             {"credential_key": "k", "inject_mode": "basic_auth", "credential_format": "Basic {}"},

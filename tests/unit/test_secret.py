@@ -43,9 +43,9 @@ for line in sys.stdin:
 
 
 @contextmanager
-def holder(needle: bytes, *before: str) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[str], None]]]:
+def holder(needle: bytes) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[str], None]]]:
     """A process that has `needle` in a Secret, and a way to make it execute a line."""
-    command = [*before, sys.executable, "-c", HOLDER]
+    command = [sys.executable, "-c", HOLDER]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     assert process.stdin is not None
     assert process.stdout is not None

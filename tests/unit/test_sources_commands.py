@@ -1,0 +1,227 @@
+"""`nono_ebpf.credentials.commands`: password managers' programs. Stand-ins play them, and check what they are asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from kit.patience import patient
+from kit.sandboxes import eventually
+
+from nono_ebpf.credentials import commands, sources
+from nono_ebpf.credentials.reading import Surroundings
+from nono_ebpf.credentials.references import parse_reference
+from nono_ebpf.errors import CredentialUnavailable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.root  # whose directories are root's alone
+
+STAND_IN = """#!/bin/sh
+printf '%s\\n' "$0" "$@" > {log}
+env > {log}.env
+{does}
+"""
+ITEM = {"name": "x", "login": {"password": "no"}, "fields": [{"name": "key", "value": "v"}, {"name": "none", "value": None}]}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A directory of PATH that is root's alone."""
+    made = tmp_path / "bin"
+    made.mkdir(mode=0o755)
+    return made
+
+
+def stand_in(path: Path, name: str, does: str, mode: int = 0o755) -> Path:
+    """The program `name`, which writes down what it was asked; where it writes that."""
+    log = path.parent / f"{name}.log"
+    program = path / name
+    program.write_text(STAND_IN.format(log=log, does=does))
+    program.chmod(mode)
+    return log
+
+
+def read(text: str, path: Path | str, **environment: str) -> bytes:
+    around = Surroundings(0, 0, {"PATH": f"{path}:/usr/bin:/bin"} | environment)
+    return sources.read(parse_reference(text, "x"), around).value.reveal()
+
+
+def refusal(text: str, path: Path | str) -> CredentialUnavailable:
+    with pytest.raises(CredentialUnavailable) as caught:
+        read(text, path)
+    return caught.value
+
+
+def test_1password_is_asked_for_the_uri(path: Path) -> None:
+    """`op read -- URI`, nothing that could be taken for an option; the line end it writes is not part of the secret."""
+    log = stand_in(path, "op", "echo s3cret")
+    assert read("op://vault/item/section/field", path) == b"s3cret"
+    assert log.read_text().splitlines()[1:] == ["read", "--", "op://vault/item/section/field"]
+
+
+@pytest.mark.parametrize("field", ["password", "username", "totp", "notes", "uri"])
+def test_bitwarden_is_asked_for_what_it_knows_by_name(field: str, path: Path) -> None:
+    """`bw get FIELD ITEM`, which never asks the terminal."""
+    log = stand_in(path, "bw", "printf s3cret")
+    assert read(f"bw://my item/{field}", path) == b"s3cret"
+    assert log.read_text().splitlines()[1:] == ["get", field, "my item"]
+    assert "BW_NOINTERACTION=true" in log.with_suffix(".log.env").read_text()
+
+
+def test_bitwarden_without_a_field_is_the_password(path: Path) -> None:
+    """As nono has it."""
+    log = stand_in(path, "bw", "printf s3cret")
+    assert read("bw://item", path) == b"s3cret"
+    assert log.read_text().splitlines()[1:] == ["get", "password", "item"]
+
+
+def test_a_field_of_ones_own_is_taken_from_the_item(path: Path) -> None:
+    """Of what the item holds besides, nothing; one that it has not, or that is empty, is missing."""
+    log = stand_in(path, "bw", f"printf '%s' '{json.dumps(ITEM)}'")
+    assert read("bw://item/key", path) == b"v"
+    assert log.read_text().splitlines()[1:] == ["get", "item", "item"]
+    assert [refusal(f"bw://item/{field}", path).state for field in ("other", "none", "login")] == ["missing"] * 3
+    stand_in(path, "bw", "printf 'no json'")
+    assert refusal("bw://item/key", path).state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("text", "does", "state"),
+    [
+        ("op://v/i/f", "echo '[ERROR] 2024 You are not currently signed in. hunter2' >&2; exit 1", "locked"),
+        ("op://v/i/f", "echo '[ERROR] \"i\" isn'\"'\"'t an item in hunter2' >&2; exit 1", "missing"),
+        ("op://v/i/f", "echo 'panic: hunter2' >&2; exit 2", "failed"),
+        ("op://v/i/f", "kill -9 $$", "failed"),
+        ("op://v/i/f", ":", "empty"),
+        ("op://v/i/f", "printf 'a\\nb\\n'", "has_newline"),
+        ("bw://i", "echo 'Vault is locked. hunter2' >&2; exit 1", "locked"),
+        ("bw://i", "echo 'You are not logged in.' >&2; exit 1", "locked"),
+        ("bw://i", "echo 'Not found.' >&2; exit 1", "missing"),
+        ("bw://i", ":", "locked"),
+        ("bw://i/own", ":", "locked"),
+    ],
+)
+def test_what_a_program_says_becomes_one_word(text: str, does: str, state: str, path: Path) -> None:
+    """Its own words are not repeated: they may hold a secret."""
+    stand_in(path, text.partition(":")[0], does)
+    found = refusal(text, path)
+    assert (found.state, "hunter2" in str(found)) == (state, False)
+
+
+def test_a_program_that_is_not_there(path: Path) -> None:
+    """Said as such; a directory, or a file that is no program, is none."""
+    assert refusal("op://v/i/f", path).state == "no_program"
+    (path / "op").mkdir()
+    (path / "bw").write_text("x")
+    assert [refusal(text, path).state for text in ("op://v/i/f", "bw://i")] == ["no_program"] * 2
+
+
+def test_a_program_that_others_could_have_put_there_is_not_run(path: Path, tmp_path: Path) -> None:
+    """Not from a directory that they write, nor below one, nor by a link to one, nor one that is theirs, nor from where
+    we happen to be: the sandboxed command would have us execute it outside.
+    """
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "below").mkdir()
+    (tmp_path / "theirs").mkdir()
+    log = stand_in(tmp_path / "open" / "below", "op", "echo planted")
+    stand_in(tmp_path / "theirs", "op", "echo planted")
+    (tmp_path / "open").chmod(0o777)
+    os.chown(tmp_path / "theirs", 4242, -1)
+    (tmp_path / "link").symlink_to(tmp_path / "open" / "below")
+    for place in (tmp_path / "open" / "below", tmp_path / "theirs", tmp_path / "link", "open/below", "", "."):
+        assert refusal("op://v/i/f", place).state == "no_program"
+    stand_in(path, "op", "echo planted")
+    os.chown(path / "op", 4242, -1)
+    assert refusal("op://v/i/f", path).state == "no_program"
+    (path / "op").unlink()
+    (path / "op").symlink_to(tmp_path / "open" / "below" / "op")
+    assert refusal("op://v/i/f", path).state == "no_program"
+    assert not log.exists()
+
+
+def test_what_a_program_is_given(path: Path, tmp_path: Path) -> None:
+    """Its session, its home and the network's settings; no other variable, and of PATH only what is root's alone, so
+    that an interpreter it names (`#!/usr/bin/env node`) is not one that somebody planted.
+    """
+    log = stand_in(path, "op", "echo x; pwd > $0.cwd; ls -l /proc/self/fd > $0.fds")
+    (tmp_path / "planted").mkdir(mode=0o777)
+    (tmp_path / "planted").chmod(0o777)
+    given = {"OP_SESSION_me": "1", "HOME": "/h", "HTTPS_PROXY": "http://p", "OTHER_SECRET": "2", "LD_PRELOAD": "", "ENV": "/e"}
+    read("op://v/i/f", f"{path}:{tmp_path}/planted:relative", **given)
+    found = dict(line.partition("=")[::2] for line in log.with_suffix(".log.env").read_text().splitlines())
+    assert {name: found.get(name) for name in ("OP_SESSION_me", "HOME", "HTTPS_PROXY")} == {
+        "OP_SESSION_me": "1", "HOME": "/h", "HTTPS_PROXY": "http://p"
+    }  # fmt: skip
+    assert not {"OTHER_SECRET", "LD_PRELOAD", "ENV"} & found.keys()
+    assert found["PATH"] == f"{path}:/usr/bin:/bin"
+    assert (path / "op.cwd").read_text() == "/\n"
+
+
+def test_a_program_that_takes_too_long_ends_with_all_it_started(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole group, at the deadline; not one of them is left."""
+    monkeypatch.setattr(commands, "DEADLINE_S", 0.5)
+    stand_in(path, "op", f"sleep 300 & echo $! > {tmp_path}/child; echo $$ > {tmp_path}/self; wait")
+    assert refusal("op://v/i/f", path).state == "timed_out"
+    for name in ("self", "child"):
+        pid = int((tmp_path / name).read_text())
+        assert eventually(lambda pid=pid: not is_alive(pid))
+
+
+def is_alive(pid: int) -> bool:
+    """A process that has ended and that nobody has waited for is not."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_program_that_leaves_something_running_is_done_when_it_ends(path: Path, tmp_path: Path) -> None:
+    """`op` starts a daemon, which inherits the pipe: the secret is there all the same, and the daemon goes on."""
+    stand_in(path, "op", f"sleep 300 & echo $! > {tmp_path}/child; echo s3cret")
+    start = time.monotonic()
+    assert read("op://v/i/f", path) == b"s3cret"
+    assert time.monotonic() - start < commands.DEADLINE_S
+    child = int((tmp_path / "child").read_text())
+    assert is_alive(child)
+    os.kill(child, 9)
+
+
+def test_a_program_that_writes_without_end(path: Path) -> None:
+    """Is ended once it has written more than a secret can be."""
+    stand_in(path, "op", "exec cat /dev/zero")
+    assert refusal("op://v/i/f", path).state == "too_large"
+
+
+def test_a_program_that_says_without_end_fills_nothing(path: Path) -> None:
+    """Its stderr is taken, so that it can go on, and dropped."""
+    stand_in(path, "op", "head -c 3000000 /dev/zero >&2; echo s3cret")
+    assert read("op://v/i/f", path) == b"s3cret"
+
+
+def test_a_program_dies_with_whoever_runs_it(path: Path, tmp_path: Path) -> None:
+    """Also when that was killed, and could end nothing."""
+    stand_in(path, "op", f"echo $$ > {tmp_path}/self; exec sleep 300")
+    script = (
+        "import sys; from nono_ebpf.credentials import sources\n"
+        "from nono_ebpf.credentials.reading import Surroundings\n"
+        "from nono_ebpf.credentials.references import parse_reference\n"
+        "sources.read(parse_reference('op://v/i/f', 'x'), Surroundings(0, 0, {'PATH': sys.argv[1]}))"
+    )
+    reader = subprocess.Popen([sys.executable, "-c", script, f"{path}:/usr/bin:/bin"], stderr=subprocess.DEVNULL)
+    try:
+        assert eventually(lambda: (tmp_path / "self").exists() and (tmp_path / "self").read_text() != "", patient(20))
+    finally:
+        reader.kill()
+        reader.wait()
+    pid = int((tmp_path / "self").read_text())
+    assert eventually(lambda: not is_alive(pid))
