@@ -50,7 +50,7 @@ def main() -> None:
         references = [parse_reference(each.reference, each.name) for each in plan.credentials]
         _take_rights(plan, references)
         broker = Broker(socket.socket(fileno=requests), lifeline)
-        around = Surroundings(os.geteuid(), plan.uid, _texts(plan.environment))
+        around = Surroundings(os.geteuid(), plan.uid, _texts(plan.environment), plan.shared_ok)
         for each, reference in zip(plan.credentials, references, strict=True):
             broker.add(each.name, reference, around, plan.variables)
         buffer[:] = bytes(len(buffer))

@@ -138,7 +138,7 @@ def _upstream_secret(settings: Settings, user: User, environment: dict[str, str]
         return None
     where = settings.upstream_auth.source
     reference = parse_readable(settings.upstream_auth.value, where)
-    secret = sources.load(reference, environment, _rights(user), where)
+    secret = sources.load(reference, environment, _rights(user), user.uid, where)
     if b":" not in secret.reveal():
         raise ConfigError(where, "what it refers to is not USER:PASSWORD")
     return secret
@@ -200,7 +200,8 @@ def _view(options: argparse.Namespace, settings: Settings, user: User) -> view.V
 def _domain(options: argparse.Namespace, settings: Settings, found: view.View) -> Domain:
     if not options.landlock_ports:
         return Domain(tuple(found.allowed))
-    ports = {port for rule in settings.policy.allow.rules for port in rule.ports or ()}
+    policy = settings.policy
+    ports = {port for rules in (policy.allow, policy.managed) for rule in rules.rules for port in rule.ports or ()}
     if any(rule.ports is None for rule in settings.policy.allow.rules):
         raise ConfigError("--landlock-ports", "with --allow-net there is no port that it could refuse")
     listening = numbers(settings.listen_ports) | numbers(settings.open_ports)

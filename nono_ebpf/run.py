@@ -154,7 +154,9 @@ class _Supervisor:
         wanted = self._request.credentials
         if wanted is None or self._broker is None:
             return
-        report = self._broker.serve(wanted.references, wanted.user, wanted.environment, as_account=wanted.as_account)
+        report = self._broker.serve(
+            wanted.references, wanted.user, wanted.environment, as_account=wanted.as_account, shared_ok=wanted.shared
+        )
         for each in report.states:
             if each.availability in {"missing", "waiting"}:
                 then = "requests get 503 until it is there" if each.availability == "waiting" else "requests get 503"

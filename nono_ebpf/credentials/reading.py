@@ -29,12 +29,14 @@ _UNSAFE = re.compile(rb"[\r\n\0]")
 class Surroundings:
     """Whose rights a source is read with, and in which environment.
 
-    `uid` is the process's own. `owner`: whose files are taken besides root's.
+    `uid` is the process's own. `owner`: whose files are taken besides root's. `shared_ok`: also files that other
+    accounts can read.
     """
 
     uid: int
     owner: int
     environment: Mapping[str, str]
+    shared_ok: bool = False
 
 
 @dataclass(frozen=True, slots=True)

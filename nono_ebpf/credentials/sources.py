@@ -55,7 +55,7 @@ def read(reference: Reference, around: Surroundings, known: Reading | None = Non
                 from_variable(variable, bytearray(os.fsencode(around.environment.get(variable.name, ""))))
             )
         case FromFile(path) as file:
-            return files.read(file, path, around.owner, known)
+            return files.read(file, path, around.owner, known, shared_ok=around.shared_ok)
         case FromCredentialsDirectory() as entry:
             return credstore.read_credentials_directory(entry, around, known)
         case FromHostStore() as entry:
@@ -75,16 +75,16 @@ def read(reference: Reference, around: Surroundings, known: Reading | None = Non
 
 
 def load(
-    reference: Readable, environment: Mapping[str, str], rights: AbstractContextManager[None], where: str
+    reference: Readable, environment: Mapping[str, str], rights: AbstractContextManager[None], owner: int, where: str
 ) -> Secret:
-    """What `reference` stands for, read now from `environment`, or from a file with the account's `rights`.
+    """What `reference` stands for, read now from `environment`, or from a file of `owner` with the account's `rights`.
 
     Raises:
         ConfigError: there is none that can be used. Never says what it found.
     """
     with rights:
         try:
-            return read(reference, Surroundings(os.geteuid(), os.geteuid(), environment)).value
+            return read(reference, Surroundings(os.geteuid(), owner, environment)).value
         except CredentialUnavailable as error:
             what = reference.path if isinstance(reference, FromFile) else f"the variable {reference.name}"
             raise ConfigError(where, f"{what}: {error.problem}") from error

@@ -49,12 +49,13 @@ _OF_TRUST: Final = frozenset(("unknown ca", "bad certificate", "certificate unkn
 class _Tls:
     """The connection of `under` as OpenSSL sees it: plaintext on one side, ciphertext on the other.
 
-    `ended`: nothing comes any more. Once reading failed, it fails again.
+    `ended`: nothing comes any more. Once reading failed, it fails again. `torn`: something was to be sent, and nobody
+    knows how much of it was.
     """
 
     __slots__ = (
-        "_broken", "_draining", "_incoming", "_outgoing", "_said_goodbye", "_torn", "_unsent",
-        "ended", "sock", "tls", "under",
+        "_broken", "_draining", "_incoming", "_outgoing", "_said_goodbye", "_unsent",
+        "ended", "sock", "tls", "torn", "under",
     )  # fmt: skip
 
     def __init__(self, under: Stream, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
@@ -62,7 +63,7 @@ class _Tls:
         self._incoming, self._outgoing = incoming, outgoing
         self._unsent = b""
         self._broken: OSError | None = None
-        self.ended = self._draining = self._torn = self._said_goodbye = False
+        self.ended = self.torn = self._draining = self._said_goodbye = False
 
     # ------------------------------------------------------------ reading
 
@@ -118,7 +119,7 @@ class _Tls:
 
     def push(self) -> bool:
         """Send what is ready, as far as the socket takes it; False when that is not all. Raises OSError."""
-        if self._draining or self._torn:
+        if self._draining or self.torn:
             return False
         data = self._unsent + self._outgoing.read() if self._unsent else self._outgoing.read()
         if data:
@@ -136,15 +137,12 @@ class _Tls:
                 while data := self._unsent + self._outgoing.read():
                     self._unsent = b""
                     await loop.sock_sendall(self.sock, data)
-        except BaseException:
-            self._torn = True  # nobody knows how much of a record has left
-            raise
         finally:
             self._draining = False
 
     def say_goodbye(self) -> None:
-        """Have a close_notify ready; behind half a record there is no place for one."""
-        if self._said_goodbye or self._torn or self._broken:
+        """Have a close_notify ready; behind what is not whole there is no place for one."""
+        if self._said_goodbye or self.torn or self._broken:
             return
         self._said_goodbye = True
         with suppress(ssl.SSLError):  # it would wait for the answer
@@ -152,8 +150,8 @@ class _Tls:
 
     @property
     def unsent(self) -> bytes:
-        """What was ready and the socket has not taken; nothing where part of a record is lost."""
-        return b"" if self._torn else self._unsent
+        """What was ready and the socket has not taken; nothing where some of it is lost."""
+        return b"" if self.torn else self._unsent
 
 
 class _Secured(Stream):
@@ -198,7 +196,11 @@ class _Secured(Stream):
                 if not tls.push():
                     await tls.drain(deadline_s)
         except OSError as error:
+            tls.torn = True
             self._failed("write", error)
+        except BaseException:
+            tls.torn = True
+            raise
         self.sent_bytes += len(data)
 
     async def linger(self, deadline_s: float, limit_bytes: int) -> None:
@@ -309,15 +311,15 @@ class SecureUpstream(_Secured, Upstream):
 
     def is_quiet(self) -> bool:
         """Neither closed nor talking out of turn: what comes then belongs to no request. Tickets belong to TLS."""
-        if self.unread:
-            return False
+        tls = self._tls
         try:
+            self.unread += tls.take()
             for _ in range(_QUIET_READS):
-                raw = self.sock.recv(_RECORD_BYTES)
-                if not raw or self._tls.take(raw) or self._tls.ended:
+                if self.unread or tls.ended or not (raw := self.sock.recv(_RECORD_BYTES)):
                     return False
+                self.unread += tls.take(raw)
         except BlockingIOError:
-            return not (self._tls.take() or self._tls.ended)
+            return True
         except OSError:
             return False
         return False

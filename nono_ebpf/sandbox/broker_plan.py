@@ -36,6 +36,7 @@ class BrokerPlan(msgspec.Struct, frozen=True):
     gid: int
     groups: tuple[int, ...]
     as_account: bool
+    shared_ok: bool  # files may be open to other accounts
     environment: dict[bytes, bytes]
     variables: dict[bytes, memoryview]  # those that are credentials
 

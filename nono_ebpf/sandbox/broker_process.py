@@ -51,20 +51,25 @@ class BrokerProcess:
         return self._process.pid
 
     def serve(
-        self, credentials: Mapping[str, str], user: User, environment: Mapping[str, str], *, as_account: bool
+        self,
+        credentials: Mapping[str, str],
+        user: User,
+        environment: Mapping[str, str],
+        *,
+        as_account: bool,
+        shared_ok: bool = False,
     ) -> BrokerReport:
         """Give it the references, by the names of the credentials, and wait until it serves.
 
         `user`: the account the command runs as. `as_account`: it asked, so everything is read with its rights.
-        `environment`: of whoever asked.
+        `environment`: of whoever asked. `shared_ok`: files may be open to other accounts.
 
         Raises:
             SandboxError: it ended instead.
         """
         try:
-            broker_plan.send(
-                self._lifeline, _plan(credentials, user, environment, as_account), (self._for_broker.fileno(),)
-            )
+            plan = _plan(credentials, user, environment, as_account, shared_ok)
+            broker_plan.send(self._lifeline, plan, (self._for_broker.fileno(),))
             self._for_broker.close()
             return broker_plan.receive_report(self._lifeline)
         except OSError as error:
@@ -90,7 +95,9 @@ class BrokerProcess:
             self._process.wait()
 
 
-def _plan(credentials: Mapping[str, str], user: User, environment: Mapping[str, str], as_account: bool) -> BrokerPlan:
+def _plan(
+    credentials: Mapping[str, str], user: User, environment: Mapping[str, str], as_account: bool, shared_ok: bool
+) -> BrokerPlan:
     references = [sources.parse_reference(text, name) for name, text in credentials.items()]
     variables = {each.name for each in references if isinstance(each, FromEnvironment)}
     return BrokerPlan(
@@ -99,6 +106,7 @@ def _plan(credentials: Mapping[str, str], user: User, environment: Mapping[str, 
         gid=user.gid,
         groups=user.groups,
         as_account=as_account,
+        shared_ok=shared_ok,
         environment={os.fsencode(n): os.fsencode(t) for n, t in sources.needed_environment(environment).items()},
         variables={os.fsencode(n): memoryview(os.fsencode(environment[n])) for n in variables & environment.keys()},
     )

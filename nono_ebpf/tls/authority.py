@@ -159,6 +159,7 @@ class CertificateAuthority:
         hosts: Collection[str],
         valid_for: timedelta = timedelta(hours=24),
         parent: Parent | None = None,
+        leaf_valid_for: timedelta = _LEAF_LIFE,
         now: Callable[[], datetime] = _now,
     ) -> None:
         if not SHORTEST <= valid_for <= LONGEST:

@@ -128,6 +128,10 @@ CATALOGUE: dict[str, Class] = {
     ),
     "session-token": Class("the explicit proxy, by HTTP or SOCKS5, without the sandbox's token", "407, or no tunnel"),
     "http-identity-header": Class("a request that claims another client's identity", "without effect"),
+    # --- requests inside TLS
+    "request-smuggling": Class(
+        "requests inside requests: CL.TE, TE.CL, odd chunks, an upload cut off", "one reading, or refused"
+    ),
     # --- unix sockets and descriptors
     "pathname-sockets": Class("unix sockets of host daemons, docker, D-Bus, agents", "hidden"),
     "late-pathname-sockets": Class("a daemon's socket made while the sandbox runs, outside /run", "refused"),

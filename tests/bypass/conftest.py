@@ -12,6 +12,7 @@ import pytest
 from catalogue import CATALOGUE
 from kit import zone
 from kit.account import AS_NOBODY, RUN, place  # noqa: F401  # a fixture
+from kit.guarded import _sandboxed, guarded, sandboxed  # noqa: F401  # fixtures
 from kit.inside import COMMAND, Agent, environment, sources
 from kit.namespaces import enter_command
 from kit.sandboxes import Sandbox

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 # Ours: a form of a longer one makes the input all by itself.
 _MOST_SECRET_BYTES = 64
 _MOST_BODY_BYTES = 512
-# The longest spelling of one byte is an escape of JSON.
-_MOST_PER_BYTE = 6
+# The longest spelling of one byte is &#65533; for one that is not UTF-8.
+_MOST_PER_BYTE = 8
 
 
 def check(data: bytes) -> None:

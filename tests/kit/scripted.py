@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +20,6 @@ from kit.sandboxes import eventually
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
 
 SILENCE_S = patient(60)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -53,22 +53,26 @@ Answer = Callable[[Asked], Sequence[bytes]]
 
 
 class Scripted:
-    """`listeners`: one for each host, with the context of its TLS, or None for plain HTTP. Serves on construction.
+    """All of them.
 
     `answer`: the pieces of a response; it is asked once the whole request is there, `early` once its head is, and None
-    from that means: not yet.
+    from that means: not yet. Before an early answer, and behind it, nothing is read for `pause_s`.
     """
 
-    def __init__(self, listeners: Mapping[str, tuple[socket.socket, ssl.SSLContext | None]]) -> None:
+    def __init__(self) -> None:
         self.asked: list[Asked] = []
         self.raw: list[Carried] = []
         self.broken: list[tuple[str, str]] = []
         self.answer: Answer = lambda _: [OK]
         self.early: Callable[[Asked], Sequence[bytes] | None] = lambda _: None
-        self._listeners = [listener for listener, _ in listeners.values()]
+        self.pause_s = 0.0
+        self._listeners: list[socket.socket] = []
         self._open: set[socket.socket] = set()
-        for host, (listener, context) in listeners.items():
-            threading.Thread(target=self._accept, args=(host, listener, context), daemon=True).start()
+
+    def serve(self, host: str, listener: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Answer for `host`, inside TLS if there is a context. Owns the listener."""
+        self._listeners.append(listener)
+        threading.Thread(target=self._accept, args=(host, listener, context), daemon=True).start()
 
     def of(self, host: str) -> list[Asked]:
         """What was asked of `host`."""
@@ -77,7 +81,7 @@ class Scripted:
     def forget(self) -> None:
         """Begin a new test."""
         self.asked, self.raw, self.broken = [], [], []
-        self.answer, self.early = lambda _: [OK], lambda _: None
+        self.answer, self.early, self.pause_s = lambda _: [OK], lambda _: None, 0.0
 
     def settled(self, host: str, count: int) -> list[Asked]:
         """What was asked of `host`, once that is `count` requests or can be no more."""
@@ -124,7 +128,9 @@ class Scripted:
             head = _asked(host, event)
             answered = self.early(head)
             if answered is not None:
+                time.sleep(self.pause_s)
                 _send(stream, answered)
+                time.sleep(self.pause_s)
             body = b""
             while not isinstance(event := self._event(carried, connection, stream), h11.EndOfMessage):
                 if not isinstance(event, h11.Data):
@@ -147,7 +153,8 @@ class Scripted:
                 carried.data += data
                 connection.receive_data(data)
         except h11.RemoteProtocolError:
-            carried.unreadable = True
+            # Not what is only cut off: whoever notices a mistake late resets the connection.
+            carried.unreadable = not connection.trailing_data[1]
             return None
         return event
 

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 
 class Services:
-    """The hosts of `services`, up on construction, on a link of the world's machine. `impostors` cannot prove theirs."""
+    """The hosts of `services`, up on construction, on a link of the world's machine.
+
+    Those of them that are `impostors` have no certificate for their name.
+    """
 
     def __init__(self, world: World, services: Mapping[str, Service], impostors: tuple[str, ...] = ()) -> None:
         self.machine = world.machine

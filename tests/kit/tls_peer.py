@@ -48,10 +48,10 @@ class TlsPeer:
         await self._flush()
 
     async def receive(self, size: int) -> bytes:
-        data = b""
+        data = bytearray()
         while len(data) < size and (more := await self._read(size - len(data))):
             data += more
-        return data
+        return bytes(data)
 
     async def receive_all(self) -> bytes:
         """Everything until close_notify. Raises SSLEOFError or ConnectionResetError when that does not come."""
@@ -62,7 +62,7 @@ class TlsPeer:
 
     async def _read(self, size: int) -> bytes:
         try:
-            return await self._until_done(lambda: self._tls.read(size))
+            return await self._until_done(lambda: self._tls.read(min(size, 1 << 16)))
         except ssl.SSLZeroReturnError:  # both have said close_notify
             return b""
 
@@ -81,4 +81,5 @@ class TlsPeer:
                 return result
 
     async def _flush(self) -> None:
-        await self.tcp.send(self._outgoing.read())
+        if data := self._outgoing.read():
+            await self.tcp.send(data)

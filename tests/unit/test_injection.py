@@ -340,10 +340,12 @@ def test_into_the_query(target: str, expected: str) -> None:
     assert sent(QUERY, target=target) == ((), expected)
 
 
-def test_a_request_without_a_path_has_no_query() -> None:
-    """OPTIONS * names no resource that a parameter could be about."""
+@pytest.mark.parametrize("target", ["*", "/v1%3Fkey=x", "/v1%253fkey=x?a=1"])
+def test_a_target_with_no_query_or_with_two(target: str) -> None:
+    """OPTIONS * is about no resource, and a path that hides a query leaves it open which of them counts."""
     with pytest.raises(ClientProtocolError):
-        sent(QUERY, target="*")
+        sent(QUERY, target=target)
+    assert sent(BEARER, target=target)[1] == target
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 from urllib.parse import quote, quote_plus
 
@@ -54,12 +55,17 @@ def test_the_value_as_it_is(value: bytes) -> None:
             json.dumps(ODD.decode())[1:-1].replace("&", r"\u0026").replace("<", r"\u003C").replace(">", r"\u003e"),
             id="json-go",
         ),
+        pytest.param(html.escape(ODD.decode()), id="html"),
+        pytest.param(html.escape(ODD.decode()).replace("&amp;", "&#38;"), id="html-numbers"),
+        pytest.param(
+            ODD.decode().encode("ascii", "xmlcharrefreplace").decode().replace("w/or+d", "w&#x2F;or&#43;d"), id="xml"
+        ),
         pytest.param(ODD.hex(), id="hex"),
         pytest.param(ODD.hex().upper(), id="HEX"),
     ],
 )
 def test_the_value_escaped(written: str) -> None:
-    """As encoders of URLs and JSON write it, each in its own way, and in hexadecimal."""
+    """As encoders of URLs, JSON and HTML write it, each in its own way, and in hexadecimal."""
     data = f"[{written}]".encode()
     assert scrubbed(data, ODD) == b"[" + b"*" * (len(data) - 2) + b"]"
 
@@ -143,6 +149,14 @@ def test_one_body_after_the_other() -> None:
     scrubber.feed(KEY[:9])
     assert scrubber.text(b"x" + KEY) == b"x" + b"*" * len(KEY)
     assert scrubber.feed(KEY[9:]) == b"*" * len(KEY)
+
+
+def test_another_body_at_the_same_time() -> None:
+    """It is looked for the same, and has nothing to do with what the first one holds back."""
+    first = Scrubber((KEY,))
+    first.feed(KEY[:9])
+    assert in_pieces(first.another(), KEY[9:], KEY) == [KEY[9:], b"*" * len(KEY), b""]
+    assert first.feed(KEY[9:]) == b"*" * len(KEY)
 
 
 def test_all_of_a_secret_at_the_end() -> None:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, closing, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from ipaddress import ip_address
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -129,6 +130,13 @@ async def read(stream: Stream, size: int, at_once: int = 1 << 18) -> bytes:
     while len(stream.unread) < size and await stream.fill(WAIT_S, at_once):
         pass
     return stream.take_unread()
+
+
+def raising(error: type[Exception]) -> Callable[[bytes], int]:
+    def fail(_data: bytes) -> int:
+        raise error
+
+    return fail
 
 
 def noise(size: int) -> bytes:
@@ -340,6 +348,8 @@ def test_close_says_goodbye(run: Run, side: str, version: ssl.TLSVersion) -> Non
 
     async def script() -> None:
         async with secured(side, version) as (ours, theirs):
+            await theirs.send(b"x")
+            await read(ours, 1)  # and what TLS had to say: what lies unread in the kernel is answered by a RST
             await ours.send(b"last", WAIT_S)
             ours.close()
             ours.close()
@@ -360,7 +370,7 @@ def test_reset_is_an_abort(run: Run, side: str) -> None:
             ours.close()
             with pytest.raises((ConnectionResetError, ssl.SSLEOFError)):
                 await theirs.receive_all()
-            with pytest.raises(OSError, match="Bad file descriptor|closed"):
+            with pytest.raises(OSError, match=r"Bad file descriptor|closed"):
                 ours.sock.send(b"x")
 
     run(script())
@@ -443,9 +453,7 @@ def test_an_upstreams_fin_is_an_error(run: Run, version: ssl.TLSVersion, torn: b
                 theirs.tls.write(b"more")
                 await theirs.tcp.send(theirs._outgoing.read()[:-1])
             theirs.tcp.finish()
-            with pytest.raises(
-                UpstreamError, match=r"^read api\.test:443: .*without a close_notify.*cut something off"
-            ):
+            with pytest.raises(UpstreamError, match=r"^read api\.test:443: .*without a close_notify.*cut"):
                 await read_all(ours)
             assert ours.take_unread() == b"before"
 
@@ -462,9 +470,8 @@ def test_a_reset_is_an_error(run: Run, side: str) -> None:
             error = UpstreamError if side == "upstream" else ConnectionResetError
             with pytest.raises(error, match="Connection reset by peer"):
                 await ours.fill(WAIT_S)
-            with pytest.raises((UpstreamError, OSError)):
-                for _ in range(3):
-                    await ours.send(b"x", WAIT_S)
+            with pytest.raises((UpstreamError, BrokenPipeError)):
+                await ours.send(b"x", WAIT_S)
 
     run(script())
 
@@ -477,9 +484,7 @@ def test_nonsense_is_an_error(run: Run, side: str) -> None:
         async with secured(side) as (ours, theirs):
             await theirs.send(b"before")
             await theirs.tcp.send(b"\x17\x03\x03\x00\x20" + bytes(32))
-            with pytest.raises(
-                (UpstreamError, ConnectionError), match="TLS broke: decryption failed or bad record mac"
-            ):
+            with pytest.raises((UpstreamError, ConnectionError), match="TLS broke: decryption failed"):
                 await read_all(ours)
             assert ours.take_unread() == b"before"
             with pytest.raises((UpstreamError, ConnectionError), match="TLS broke"):
@@ -546,15 +551,17 @@ def test_nobody_is_waited_for_forever(run: Run, monkeypatch: pytest.MonkeyPatch,
     run(script())
 
 
+@pytest.mark.parametrize("turns", [2, 200], ids=["between records", "within one"])
 @sides
-def test_half_a_record_is_not_followed_by_a_goodbye(run: Run, side: str) -> None:
+def test_what_was_cut_off_is_not_followed_by_a_goodbye(run: Run, side: str, turns: int) -> None:
     """A `send` that was cancelled leaves something that must not look whole."""
 
     async def script() -> None:
         async with secured(side) as (ours, theirs):
             sending = start(ours.send(noise(16 << 20), WAIT_S))
-            for _ in range(20):
+            for _ in range(turns):
                 await asyncio.sleep(0)
+            assert not sending.done()
             sending.cancel()
             with suppress(asyncio.CancelledError):
                 await sending
@@ -616,16 +623,14 @@ def test_who_does_not_listen_to_our_answers_is_left(run: Run) -> None:
 
     async def script() -> None:
         async with secured("client") as (ours, theirs):
-            ours._tls._unsent = bytes(20_000)
-            ours.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            while True:
-                try:
-                    ours.sock.send(bytes(1 << 16))
-                except BlockingIOError:
-                    break
-            ours._tls._outgoing.write(b"x")
-            await theirs.tcp.send(b"\x17")
-            await asyncio.sleep(0)
+            stuck: Any = SimpleNamespace(send=raising(BlockingIOError))
+            ours._tls.sock = stuck
+            ours._tls._outgoing.write(bytes(16_000))
+            await theirs.send(b"x")
+            assert await read(ours, 1) == b"x"
+            ours._tls._outgoing.write(bytes(1000))
+            await theirs.send(b"x")
+            assert await read(ours, 1) == b"x"
             with pytest.raises(ConnectionError, match="nobody listens"):
                 await ours.fill(WAIT_S)
 
@@ -780,8 +785,11 @@ async def failing(
     upstream = upstream_of(sock)
     securing = start(secure.secure(upstream, name, trusting(), None, deadline_s))
     if context is not None:
+        theirs = TlsPeer(peer, context)
         with suppress(ssl.SSLError, OSError):
-            await TlsPeer(peer, context).accept()
+            await theirs.accept()
+        with suppress(OSError):
+            await theirs._flush()  # the alert
     elif said:
         await peer.send(said)
         peer.finish()
@@ -889,7 +897,8 @@ def test_names_and_addresses_are_verified(run: Run, name: str, version: ssl.TLSV
 
     async def script() -> None:
         peer, sock = connected()
-        context = server_context(name if "wide" not in name else "*.wide.test", version)
+        context = ServerContexts(authority()).context_for(name)
+        context.minimum_version = context.maximum_version = version
         context.sni_callback = lambda _tls, said, _context: named.append(said)
         theirs = TlsPeer(peer, context)
         securing = start(secure.secure(upstream_of(sock), name, trusting(), None, WAIT_S))

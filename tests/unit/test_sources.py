@@ -62,7 +62,7 @@ REDACTED = {
 
 def loaded(text: str, environment: dict[str, str] | None = None) -> bytes:
     reference = parse_readable(text, "--upstream-auth")
-    return sources.load(reference, environment or {}, nullcontext(), "--upstream-auth").reveal()
+    return sources.load(reference, environment or {}, nullcontext(), os.geteuid(), "--upstream-auth").reveal()
 
 
 def kept(directory: Path, content: bytes, mode: int = 0o600) -> str:

@@ -11,7 +11,7 @@ import pytest
 from nono_ebpf.errors import ConfigError, NotSupported
 from nono_ebpf.kernel import cgroup, mounts
 from nono_ebpf.prepare import parse_pinned
-from nono_ebpf.sandbox import sockets, view
+from nono_ebpf.sandbox import covers, sockets, view
 from nono_ebpf.sandbox.user import User
 
 
@@ -88,6 +88,33 @@ def test_cgroup_v1_alone_is_not_enough(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(mounts, "TABLE", tmp_path / "mountinfo")
     with pytest.raises(NotSupported, match="unified_cgroup_hierarchy"):
         cgroup.hierarchy()
+
+
+def test_a_hidden_directory_is_found_in_every_mount_that_shows_it() -> None:
+    """Of a directory above, of the directory, of a part of it, and of what is mounted below it."""
+    disk = [("/", "/"), ("/", "/mnt/all"), ("/home/x/secrets", "/mnt/same"), ("/home/x/secrets/a", "/mnt/part")]
+    table = [mounts.Mount("8:1", Path(root), Path(place), "ext4") for root, place in disk]
+    table += [mounts.Mount("0:50", Path("/"), Path(place), "tmpfs") for place in ("/home/x/secrets/b", "/mnt/below")]
+    table.append(mounts.Mount("0:51", Path("/"), Path("/mnt/other"), "tmpfs"))
+    found = covers._elsewhere(table, [Path("/home/x/secrets")])
+    names = ("all/home/x/secrets", "below", "part", "same")
+    assert found == [Path("/mnt") / name for name in names]
+
+
+@pytest.mark.parametrize(
+    ("path", "replaced"),
+    [
+        ("/run/user/1000/x", True),
+        ("/run/credentials/a.service", True),
+        ("/run/media/x/disk", False),
+        ("/tmp/tmux-1000/x", True),
+        ("/tmp/tmux-1001/x", False),
+        ("/home/x", False),
+    ],
+)
+def test_the_view_knows_what_it_replaces(path: str, replaced: bool) -> None:
+    """There nothing of the host is left to be hidden."""
+    assert view.is_replaced(User("x", 1000, 1000, (), "/home/x"), Path(path)) is replaced
 
 
 def test_pinned_addresses_keep_their_order() -> None:

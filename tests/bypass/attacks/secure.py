@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attacks.base import PATIENCE_S, shown
@@ -49,6 +53,35 @@ def tunnelled(authority: str, conversations: list[Conversation]) -> list[str]:
 def in_the_clear(host: str, port: int, requests: list[list[str]]) -> list[str]:
     """Plain HTTP where TLS is expected."""
     return [spoken((host, port), [shown(piece) for piece in pieces]) for pieces in requests]
+
+
+def uploads(host: str, port: int, sizes: list[int]) -> list[str]:
+    """What comes for a body of each size, on a connection of its own, all at once, and another request behind it."""
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        return list(pool.map(partial(_upload, host, port), sizes))
+
+
+def _upload(host: str, port: int, size: int) -> str:
+    head = f"POST /v1/%s HTTP/1.1\r\nHost: {host}\r\nContent-Length: %d\r\n\r\n"
+    with socket.create_connection((host, port), PATIENCE_S) as opened:
+        stream = opened if port == 80 else context({}).wrap_socket(opened, server_hostname=host)
+        stream.settimeout(PATIENCE_S)
+        got = b""
+        with suppress(OSError):
+            sending = threading.Thread(target=_sent, args=(stream, (head % ("up", size)).encode() + b"B" * size))
+            sending.start()
+            while not got.endswith(b"ok") and (data := stream.recv(65536)):
+                got += data
+            sending.join()
+            stream.sendall((head % ("two", 0)).encode())
+            while got.count(b"ok") < 2 and (data := stream.recv(65536)):
+                got += data
+    return got.decode("latin-1")
+
+
+def _sent(stream: socket.socket, data: bytes) -> None:
+    with suppress(OSError):
+        stream.sendall(data)
 
 
 def _tunnel(authority: str) -> socket.socket:

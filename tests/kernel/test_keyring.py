@@ -1,0 +1,145 @@
+"""A real keyring: what is kept there, by us and as nono does, and what is said when it is locked or not there."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from kit.account import AS_NOBODY, TIMEOUT_S, place
+from kit.checkout import opened
+from kit.keyring import session
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.root
+
+__all__ = ["place"]
+
+# What the secret-service crate does, which nono has its keyring from: service, username and target.
+AS_NONO = """
+import secretstorage, sys
+from contextlib import closing
+with closing(secretstorage.dbus_init()) as bus:
+    collection = secretstorage.Collection(bus)
+    attributes = {"service": "nono", "username": sys.argv[1], "target": "default"}
+    if len(sys.argv) > 2:
+        collection.create_item("nono", attributes, sys.argv[2].encode(), replace=True)
+    print([item.get_secret().decode() for item in collection.search_items(attributes)])
+"""
+LOCK = """
+import secretstorage
+secretstorage.Collection(secretstorage.dbus_init()).lock()
+"""
+
+
+def run(environment: dict[str, str], *command: str, given: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        opened([*AS_NOBODY, sys.executable, "-I", *command]),
+        env=environment | more,
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        cwd="/",
+    )
+
+
+def credential(environment: dict[str, str], *arguments: str, given: str = "", **more: str) -> Any:
+    return run(environment, "-m", "nono_ebpf", "credential", *arguments, given=given, **more)
+
+
+def state_of(environment: dict[str, str], reference: str, **more: str) -> str:
+    done = credential(environment, "test", "--json", reference, **more)
+    assert (done.returncode, "Traceback" in done.stderr) == (0 if '"readable"' in done.stdout else 1, False)
+    return str(json.loads(done.stdout)["state"])
+
+
+def test_what_is_kept_can_be_read(place: Path) -> None:
+    """Set from stdin, replaced, listed; the value is in no output. nono finds it under the same attributes."""
+    with session(place, "unlocked") as environment:
+        assert state_of(environment, "github_token") == "missing"
+        for value in ("first-value", "other-value\n"):
+            done = credential(environment, "set", "github_token", given=value)
+            assert (done.returncode, done.stdout) == (0, "")
+            assert done.stderr == "nono-ebpf: github_token is kept in the keyring (service nono)\n"
+        assert state_of(environment, "github_token") == state_of(environment, "keyring://nono/github_token") == "readable"
+        listed = credential(environment, "list")
+        assert listed.stdout == "github_token  the keyring (service nono)  readable\n"
+        assert run(environment, "-c", AS_NONO, "github_token").stdout == "['other-value']\n"
+
+
+def test_what_nono_kept_is_found_and_replaced(place: Path) -> None:
+    """One entry, whoever writes it."""
+    with session(place, "unlocked") as environment:
+        run(environment, "-c", AS_NONO, "github_token", "by-nono")
+        assert state_of(environment, "github_token") == "readable"
+        credential(environment, "set", "github_token", given="by-us")
+        assert run(environment, "-c", AS_NONO, "github_token").stdout == "['by-us']\n"
+
+
+def test_a_locked_keyring_is_said_to_be(place: Path) -> None:
+    """After a start without its password, and locked meanwhile. Nobody is asked anything, and nothing hangs."""
+    with session(place, "unlocked") as environment:
+        credential(environment, "set", "github_token", given="value")
+        assert run(environment, "-c", LOCK).returncode == 0
+        assert state_of(environment, "github_token") == "locked"
+    with session(place, "locked") as environment:
+        assert state_of(environment, "github_token") == "locked"
+        for action in (("set", "github_token"), ("list",)):
+            done = credential(environment, *action, given="value")
+            assert (done.returncode, done.stderr.count("\n"), "locked" in done.stderr) == (1, 1, True)
+    with session(place, "unlocked") as environment:
+        assert state_of(environment, "github_token") == "readable"
+
+
+def test_without_a_keyring_it_is_said_what_to_do(place: Path) -> None:
+    """A bus without one, no bus that answers, no session at all: one line."""
+    with session(place, "none") as environment:
+        assert state_of(environment, "github_token") == "no_keyring"
+        done = credential(environment, "set", "github_token", given="value")
+        assert (done.returncode, done.stderr.count("\n"), "start gnome-keyring" in done.stderr) == (1, 1, True)
+    assert state_of(environment, "github_token") == "no_keyring"
+    bare = {name: environment[name] for name in ("HOME", "PATH", "LANG")}
+    assert state_of(bare, "github_token") == "no_keyring"
+    assert credential(bare, "list").returncode == 1
+
+
+def test_the_bus_is_found_where_it_always_is(place: Path) -> None:
+    """XDG_RUNTIME_DIR is enough, as in a session over ssh."""
+    with session(place, "unlocked") as environment:
+        credential(environment, "set", "github_token", given="value")
+        del environment["DBUS_SESSION_BUS_ADDRESS"]
+        assert state_of(environment, "github_token") == "readable"
+
+
+def test_what_go_keyring_encoded(place: Path) -> None:
+    """Decoded where the reference says so; what was not encoded is refused rather than guessed at."""
+    with session(place, "unlocked") as environment:
+        encoded = base64.b64encode(b"value").decode()
+        credential(environment, "set", "encoded", given=f"go-keyring-base64:{encoded}")
+        credential(environment, "set", "plain", given="value")
+        credential(environment, "set", "broken", given="go-keyring-base64:=")
+        found = [state_of(environment, f"keyring://nono/{name}?decode=go-keyring") for name in ("encoded", "plain", "broken")]
+        assert found == ["readable", "failed", "failed"]
+
+
+@pytest.mark.parametrize("name", ["keyrings.alt.file.PlaintextKeyring", "keyring.backends.null.Keyring", "os.Keyring"])
+def test_a_keyring_that_is_none_is_refused_by_name(name: str, place: Path) -> None:
+    """Whether the environment or the library's settings name it; what they say about paths loads nothing."""
+    with session(place, "unlocked") as environment:
+        credential(environment, "set", "github_token", given="value")
+        assert state_of(environment, "github_token", PYTHON_KEYRING_BACKEND=name) == "no_keyring"
+        settings = place / ".config/python_keyring/keyringrc.cfg"
+        settings.parent.mkdir(parents=True)
+        (place / "planted.py").write_text(f"open('{place}/executed', 'w')\n")
+        for configured in (name, "planted.Keyring"):
+            settings.write_text(f"[backend]\ndefault-keyring={configured}\nkeyring-path={place}\n")
+            done = credential(environment, "test", "github_token")
+            assert (done.returncode, configured in done.stdout) == (1, True)
+        assert not (place / "executed").exists()
