@@ -110,7 +110,8 @@ def _tls(plan: handover.ProxyPlan) -> Tls:
         return Tls(access)
     own = {each.name: ServiceTls(each.tls_ca, each.tls_client_cert, each.tls_client_key) for each in plan.services}
     parent = None if wanted.ca is None or wanted.ca_key is None else parse_parent(wanted.ca, wanted.ca_key)
-    authority = CertificateAuthority(wanted.hosts, timedelta(seconds=wanted.ca_validity_s), parent)
+    valid_for, leaf_valid_for = timedelta(seconds=wanted.ca_validity_s), timedelta(seconds=wanted.leaf_validity_s)
+    authority = CertificateAuthority(wanted.hosts, valid_for, parent, leaf_valid_for)
     upstreams = UpstreamContexts(plan.upstream_ca, own)
     return Tls(access, upstreams, ServerContexts(authority), authority.certificate_pem)
 

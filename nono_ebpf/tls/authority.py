@@ -166,7 +166,7 @@ class CertificateAuthority:
             raise ValueError("an authority is valid for 1 hour to 365 days")
         if not hosts:
             raise ValueError("an authority for no hosts")
-        self._now = now
+        self._now, self._leaf_valid_for = now, leaf_valid_for
         self._names = frozenset(host.removeprefix("*.") for host in hosts)
         self._any = "*" in self._names
         self.constrained = not self._any and sum(map(len, self._names)) <= _MAX_NAMES_BYTES
@@ -196,7 +196,7 @@ class CertificateAuthority:
         if now >= self.expires:
             problem = f"this sandbox's certificate authority expired at {_shown(self.expires)}: start a new session"
             raise ClientProtocolError(problem, status=503)
-        expires = min(now + _LEAF_LIFE, self.expires)
+        expires = min(now + self._leaf_valid_for, self.expires)
         return Leaf(_pem(self._sign_leaf(host, now, expires)) + self._intermediates_pem, self._leaf_key_pem, expires)
 
     def _covers(self, host: str) -> bool:

@@ -105,7 +105,7 @@ def run(
     out, err = _Lines(process.stdout), _Lines(process.stderr)
     try:
         server.held(waiting, lambda: process.poll() is not None or waiting <= server.gate.waiting | out.ended())
-        held = frozenset(server.gate.waiting & waiting)
+        held = frozenset(server.gate.waiting & waiting - out.ended())
         found = find_secrets(cgroup_of(process.pid), secrets, started_ns) if held else {}
         shown = of_ours(process.pid, list(secrets.values())) if held else []
         server.gate.open()
