@@ -106,9 +106,10 @@ def entries(reference: FromKeyring, environment: Mapping[str, str]) -> list[Entr
     with _session(reference, environment) as bus:
         found = search_items(bus, {"service": reference.service})
         accounts = {item.get_attributes().get("username", ""): item.is_locked() for item in found}
+        accounts.pop("", None)  # a locked one may keep its attributes to itself
         if not accounts and _is_locked(bus):
             raise unavailable(reference, "locked", f"the keyring is locked, and does not tell what it holds; {_UNLOCK}")
-    return [Entry(account, locked) for account, locked in sorted(accounts.items()) if account]
+    return [Entry(account, locked) for account, locked in sorted(accounts.items())]
 
 
 def state(reference: FromKeyring, environment: Mapping[str, str]) -> str:

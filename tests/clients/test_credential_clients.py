@@ -12,34 +12,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from kit.account import NOBODY
 from kit.api_server import Service, Wanted, absent, spellings
-from kit.asking import get
 from kit.credentials import forms, new_secret, spelled
-from kit.errands import Errand, Outcome
+from kit.errands import Errand, Outcome, Road
 from kit.expect import require
-from kit.sandboxes import eventually
 from kit.services import Services, assert_not_found, assert_not_told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kit.machine import Record
     from kit.world import World
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel]
 
 PROGRAMS = Path(__file__).parent / "programs"
 HOST, QUERY_HOST, IMPOSTOR = "plain.test", "query.test", "impostor.test"
-UNAVAILABLE = "managed_credential_unavailable"
 PYTHON_BODY = b"".join(bytes([number % 251]) * 1000 for number in range(2000))
 CURL_BODY = "from curl " * 50_000
 SECRETS = {name: new_secret(name) for name in ("plain", "query")}
@@ -51,26 +45,26 @@ ECHOES = ("length", "pieces", "bytes", "gzip")
 
 
 def _python(script: str) -> Callable[..., list[str]]:
-    return lambda base, name, *fields: [sys.executable, str(PROGRAMS / script), base, name, *fields]
+    return lambda base, name, _, *fields: [sys.executable, str(PROGRAMS / script), base, name, *fields]
 
 
-def _curl(base: str, name: str, *fields: str) -> list[str]:
-    """Three requests on one connection; it sends a body when it has been told to (RFC 9110 §10.1.1)."""
+def _curl(base: str, name: str, body: Path, *fields: str) -> list[str]:
+    """Three requests on one connection; it sends the file `body` when it has been told to (RFC 9110 §10.1.1)."""
     more = [word for field in (f"X-Client: {name}", *fields) for word in ("-H", field)]
     each = ["-sS", "--fail-with-body", "--max-time", "120", "-w", "\n", *more]
-    body = ["-H", "Transfer-Encoding: chunked", "-H", "Expect: 100-continue", "--expect100-timeout", "60"]
-    upload = ["--next", *each, *body, "-T", f"/tmp/{name}.body", f"{base}/upload"]
+    waiting = ["-H", "Transfer-Encoding: chunked", "-H", "Expect: 100-continue", "--expect100-timeout", "60"]
+    upload = ["--next", *each, *waiting, "-T", str(body), f"{base}/upload"]
     return ["curl", *each, f"{base}/who", *upload, "--next", *each, "-H", f"X-Hold: {name}", f"{base}/who"]
 
 
-CLIENTS = {
+CLIENTS: dict[str, Callable[..., list[str]]] = {
     "curl": _curl,
     "requests": _python("api_requests.py"),
     "httpx": _python("api_httpx.py"),
     "aiohttp": _python("api_aiohttp.py"),
 }
 # Whoever is redirected or has a tunnel may show nothing, or the phantom; the reverse road wants it.
-ROADS = {
+ROADS: dict[str, tuple[Road, ...]] = {
     "curl": ("redirect", "connect", "reverse"),
     "requests": ("redirect", "connect"),
     "httpx": ("redirect", "connect"),
@@ -112,16 +106,16 @@ def outcome(services: Services) -> Outcome:
         "query": services.credential("query", QUERY_HOST, inject_mode="query_param", query_param_name="key"),
         "impostor": services.credential("plain", IMPOSTOR, env_var="KIT_IMPOSTOR_KEY"),
     }
-    errands = [*map(_errand, CASES), *_echoes(), _canary(services), *_others()]
+    own = [_errand(services.machine.home, *case) for case in CASES]
+    errands = [*own, *_echoes(), _canary(services), *_others()]
     return services.run(credentials, errands, secrets={**SECRETS, "canary": CANARY})
 
 
-def _errand(case: tuple[str, str]) -> Errand:
-    client, road = case
-    name = f"{client}-{road}"
+def _errand(home: Path, client: str, road: Road) -> Errand:
+    name, body = f"{client}-{road}", home / f"{client}-{road}.body"
     fields = [] if road == "redirect" else [PHANTOM]
-    body = {f"/tmp/{name}.body": CURL_BODY} if client == "curl" else {}
-    return Errand(name, CLIENTS[client](BASES[road], name, *fields), road, files=body)  # type: ignore[arg-type]
+    files = {str(body): CURL_BODY} if client == "curl" else {}
+    return Errand(name, CLIENTS[client](BASES[road], name, body, *fields), road, files=files)
 
 
 def _fetch(name: str, url: str, *fields: str) -> Errand:
@@ -158,7 +152,7 @@ def _canary(services: Services) -> Errand:
 
 
 @pytest.mark.parametrize(("client", "road"), CASES)
-def test_client(services: Services, outcome: Outcome, client: str, road: str) -> None:
+def test_client(services: Services, outcome: Outcome, client: str, road: Road) -> None:
     """It gets the right answers, the service the credential, and nobody in the sandbox ever has it."""
     name = f"{client}-{road}"
     step = outcome.step(name)
@@ -186,7 +180,7 @@ def test_nothing_is_told(outcome: Outcome) -> None:
 
 def test_the_record_names_the_credential(outcome: Outcome) -> None:
     """Each request is in the audit log with the service and the credential that was put into it."""
-    sent = [each for each in outcome.flows("allow", event="request", target=HOST) if each["path"] == "/upload"]
+    sent = outcome.requests(target=HOST, path="/upload")
     assert len(sent) == len(CASES)
     assert {(each["route_id"], each["credential"], each["injection_mode"]) for each in sent} == {
         ("plain", "plain", "header")
@@ -244,123 +238,3 @@ def test_the_server_wants_it(services: Services) -> None:
     for fields in ([], ["-H", f"Authorization: Bearer {'0' * 64}"]):
         done = services.machine.bare([*curl, *fields, f"https://{HOST}/who"])
         assert json.loads(done.stdout) == {"error": "no such credential"}, done
-
-
-# ---------------------------------------------------------------- a credential that cannot be had
-
-CHANGING, ABSENT = "changing", "absent"
-VALUE = new_secret(CHANGING)
-
-
-def _written(path: Path, text: str, mode: int = 0o600) -> None:
-    path.write_text(text)
-    path.chmod(mode)
-
-
-def _link(path: Path) -> None:
-    other = path.with_suffix(".other")
-    _written(other, VALUE)
-    path.symlink_to(other)
-
-
-STATES: dict[str, Callable[[Path], None]] = {
-    "missing": lambda path: None,
-    "empty": partial(_written, text=""),
-    "a line feed alone": partial(_written, text="\n"),
-    "two lines": partial(_written, text=f"{VALUE}\n{VALUE}\n"),
-    "a carriage return": partial(_written, text=f"{VALUE}\r{VALUE}"),
-    "open to others": partial(_written, text=VALUE, mode=0o644),
-    "a symbolic link": _link,
-    "a directory": lambda path: path.mkdir(),
-    "a pipe": lambda path: os.mkfifo(path, 0o600),
-    "too large": partial(_written, text="x" * 100_000),
-}
-
-
-@pytest.fixture(scope="module")
-def unavailable(_world: World) -> Iterator[Unavailable]:
-    """A sandbox with a credential whose file is not there when it starts, and one of a keyring that is not there."""
-    wanted = Service(Wanted("Authorization", f"Bearer {VALUE}"), absent)
-    with Services(_world, {"changing.test": wanted, "absent.test": wanted}) as services:
-        made = Unavailable(services)
-        yield made
-        made.close()
-
-
-class Unavailable:
-    """The sandbox, with an agent in it that asks. `first` is the answer before the file was ever there."""
-
-    def __init__(self, services: Services) -> None:
-        self.services, self.path = services, services.vault.path(CHANGING)
-        credentials = {
-            CHANGING: services.credential(CHANGING, "changing.test"),
-            ABSENT: services.credential(ABSENT, "absent.test", credential_key="kit_nobody_has_this"),
-        }
-        self._agent = services.agent(credentials)
-        self.first = self.ask(CHANGING)
-
-    def ask(self, name: str) -> dict[str, Any]:
-        """The response of that service, asked from inside."""
-        answer: dict[str, Any] = self._agent.call(get, f"{name}.test", "/who")
-        return answer
-
-    def records(self, name: str) -> list[Record]:
-        """What the audit says of requests that needed it."""
-        return [each for each in self.services.records() if each.get("credential") == name]
-
-    def take_away(self) -> None:
-        """No file is there."""
-        if self.path.is_dir() and not self.path.is_symlink():
-            self.path.rmdir()
-        else:
-            self.path.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """End it."""
-        self._agent.close()
-
-
-def assert_unavailable(unavailable: Unavailable, answer: dict[str, Any], name: str) -> None:
-    """503 with a body that names the credential and no value; the service heard nothing; the audit says why."""
-    assert answer["status"] == 503, answer
-    said = json.loads(answer["body"])
-    assert (said["error"], said["credential"]) == (UNAVAILABLE, name)
-    assert name in said["reason"]
-    assert spelled(json.dumps(answer).encode(), VALUE) == []
-    assert unavailable.services.server.seen == []
-    assert eventually(lambda: bool(unavailable.records(name)))
-    last = unavailable.records(name)[-1]
-    assert (last["decision"], last["denial_category"], last["status"]) == ("deny", UNAVAILABLE, 503)
-    assert spelled(json.dumps(last).encode(), VALUE) == []
-
-
-def test_a_file_that_is_not_there_at_the_start(unavailable: Unavailable) -> None:
-    """The command starts; requests are refused until the file appears, and not longer."""
-    assert_unavailable(unavailable, unavailable.first, CHANGING)
-    assert_it_works_again(unavailable)
-
-
-@pytest.mark.parametrize("state", STATES)
-def test_a_file_that_will_not_do(unavailable: Unavailable, state: str) -> None:
-    """Whatever becomes of it while the sandbox runs: requests are refused, and work again when it is mended."""
-    assert_it_works_again(unavailable)
-    unavailable.take_away()
-    STATES[state](unavailable.path)
-    assert_unavailable(unavailable, unavailable.ask(CHANGING), CHANGING)
-    assert_it_works_again(unavailable)
-
-
-def test_no_keyring(unavailable: Unavailable) -> None:
-    """A credential of a keyring, where there is none."""
-    unavailable.services.server.seen.clear()
-    assert_unavailable(unavailable, unavailable.ask(ABSENT), ABSENT)
-
-
-def assert_it_works_again(unavailable: Unavailable) -> None:
-    """As soon as the file is as it should be, without a restart."""
-    unavailable.take_away()
-    unavailable.services.vault.keep(CHANGING, VALUE)
-    answer = unavailable.ask(CHANGING)
-    assert answer["status"] == 200, answer
-    assert [each.admitted for each in unavailable.services.server.seen] == [True]
-    unavailable.services.server.seen.clear()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 from kit.api_server import (
@@ -24,7 +24,7 @@ from kit.api_server import (
     openai_problem,
 )
 from kit.credentials import new_secret
-from kit.errands import Errand, Outcome
+from kit.errands import Errand, Outcome, Road
 from kit.services import Services, assert_not_found, assert_not_told
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.root, pytest.mark.kernel]
 PROGRAMS = Path(__file__).parent / "programs"
 SECRETS = {name: new_secret(name) for name in ("openai", "anthropic")}
 FIELDS = {"openai": ("Authorization", f"Bearer {SECRETS['openai']}"), "anthropic": ("x-api-key", SECRETS["anthropic"])}
-ROADS = ("redirect", "connect", "reverse")
+ROADS: tuple[Road, ...] = get_args(Road)
 # Besides the models, which are asked for last, and once by each stream that has come to its first words.
 ANSWERS: Mapping[str, Mapping[str, object]] = {
     "openai": {
@@ -93,15 +93,15 @@ def outcome(services: Services) -> Outcome:
     return services.run(credentials, errands, secrets=SECRETS, env={"ANTHROPIC_API_KEY": SECRETS["anthropic"]})
 
 
-def _errand(sdk: str, road: str) -> Errand:
+def _errand(sdk: str, road: Road) -> Errand:
     name = f"{sdk}-{road}"
     more = ["all"] if road == "redirect" else []
-    return Errand(name, [sys.executable, str(PROGRAMS / f"with_{sdk}.py"), name, *more], road)  # type: ignore[arg-type]
+    return Errand(name, [sys.executable, str(PROGRAMS / f"with_{sdk}.py"), name, *more], road)
 
 
 @pytest.mark.parametrize("road", ROADS)
 @pytest.mark.parametrize("sdk", SECRETS)
-def test_sdk(services: Services, outcome: Outcome, sdk: str, road: str) -> None:
+def test_sdk(services: Services, outcome: Outcome, sdk: str, road: Road) -> None:
     """All of it works, streams come as they are sent, and the service sees its key; the sandbox never has it."""
     name, whole = f"{sdk}-{road}", road == "redirect"
     step = outcome.step(name)
@@ -116,7 +116,7 @@ def test_sdk(services: Services, outcome: Outcome, sdk: str, road: str) -> None:
 
 def test_the_roads(outcome: Outcome) -> None:
     """Each came on the road that it was told of."""
-    modes = {each["mode"] for each in outcome.flows("allow", event="request")}
+    modes = {each["mode"] for each in outcome.requests()}
     assert modes == {"redirect_intercept", "connect_intercept", "reverse"}
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 from kit.api_server import HOLD, Service, Wanted, absent
 from kit.credentials import new_secret
-from kit.errands import Errand, Outcome
+from kit.errands import Errand, Outcome, Road
 from kit.expect import require
 from kit.git_server import README, GitServer
 from kit.services import Services, assert_not_found, assert_not_told
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.root, pytest.mark.kernel]
 
 PROGRAMS = Path(__file__).parent / "programs"
-ROADS = ("redirect", "connect")
+ROADS: tuple[Road, ...] = ("redirect", "connect")
 SECRETS = {"git": f"kit:{new_secret('git')}", "plain": new_secret("plain")}
 PUSHED = b"".join(number.to_bytes(4, "big") for number in range(250_000))
 BODIES = {"go": b"from Go " * 250_000, "java": b"from Java " * 200_000}
@@ -137,20 +137,20 @@ def outcome(services: Services, compiled: Mapping[str, list[str]]) -> Outcome:
     return services.run(credentials, errands, secrets=SECRETS)
 
 
-def _asking(client: str, road: str, compiled: Mapping[str, list[str]]) -> Errand:
+def _asking(client: str, road: Road, compiled: Mapping[str, list[str]]) -> Errand:
     name = f"{client}-{road}"
     fields = [] if road == "redirect" else ["Authorization: Bearer @TOKEN@"]
-    return Errand(name, [*compiled[client], "https://plain.test", name, *fields], road)  # type: ignore[arg-type]
+    return Errand(name, [*compiled[client], "https://plain.test", name, *fields], road)
 
 
-def _cloning(home: Path, road: str) -> Errand:
+def _cloning(home: Path, road: Road) -> Errand:
     """With nothing to show, or with the phantom as a password."""
     name, shown = f"git-{road}", "" if road == "redirect" else "@TOKEN@"
     command = ["/bin/sh", "-c", _GIT, "sh", str(home / name), name, f"https://git.test/{road}.git", shown]
-    return Errand(name, command, road)  # type: ignore[arg-type]
+    return Errand(name, command, road)
 
 
-def _installing(home: Path, road: str) -> Errand:
+def _installing(home: Path, road: Road) -> Errand:
     name, place = f"npm-{road}", home / f"npm-{road}"
     package = f"{SCOPE}/{road}"
     registry = f"registry=https://npm.test/\n{SCOPE}:registry=https://npm.test/\n"
@@ -163,7 +163,7 @@ def _installing(home: Path, road: str) -> Errand:
     }
     settings = {"npm_config_user_agent": name, "npm_config_cache": f"{place}/cache", "npm_config_fetch_retries": "0"}
     settings["npm_config_update_notifier"] = "false"
-    return Errand(name, ["/bin/sh", "-c", _NPM, "sh", str(place), package], road, settings, files)  # type: ignore[arg-type]
+    return Errand(name, ["/bin/sh", "-c", _NPM, "sh", str(place), package], road, settings, files)
 
 
 # ---------------------------------------------------------------- what came of it
@@ -183,7 +183,7 @@ def test_client(services: Services, outcome: Outcome, name: str) -> None:
 
 
 @pytest.mark.parametrize("road", ROADS)
-def test_git(services: Services, git: GitServer, outcome: Outcome, road: str) -> None:
+def test_git(services: Services, git: GitServer, outcome: Outcome, road: Road) -> None:
     """It clones, and pushes a large file, with a login that it does not know."""
     step = outcome.step(f"git-{road}")
     assert (step.returncode, step.stdout) == (0, README), step
@@ -196,7 +196,7 @@ def test_git(services: Services, git: GitServer, outcome: Outcome, road: str) ->
 
 
 @pytest.mark.parametrize("road", ROADS)
-def test_npm(services: Services, outcome: Outcome, road: str) -> None:
+def test_npm(services: Services, outcome: Outcome, road: Road) -> None:
     """It publishes a package of a scope with the phantom, and installs it with nothing."""
     step = outcome.step(f"npm-{road}")
     assert step.returncode == 0, step

@@ -23,6 +23,7 @@ NAMES = (
     "dns_message",
     "profile",
     "host_rules",
+    "scrub",
 )
 CORPUS = Path(__file__).with_name("corpus")
 

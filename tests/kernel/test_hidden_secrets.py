@@ -89,6 +89,30 @@ def test_a_directory_of_run_needs_no_cover(place: Path) -> None:  # noqa: F811
     assert "No such file" in done.stderr
 
 
+@pytest.fixture
+def medium() -> Iterator[Path]:
+    """A directory of the account's in one of the few of /run that a view keeps."""
+    media = Path("/run/media")
+    was_there = media.exists()
+    media.mkdir(exist_ok=True)
+    try:
+        with directory_of_nobody(str(media)) as made:
+            yield made
+    finally:
+        if not was_there:
+            media.rmdir()
+
+
+def test_what_is_kept_of_run_is_covered_too(medium: Path) -> None:
+    """It is put back into the view before anything is hidden, and its covers stay where they are."""
+    key = _given(medium / "secrets/key")
+    done = _in_view(f"ls -A {medium} {key.parent}; mv {key.parent} {medium}/moved", key.parent)
+    assert done.stdout == f"{medium}:\nsecrets\n\n{key.parent}:\n"
+    assert "busy" in done.stderr
+    above = _given(medium / "deep/secrets/key").parent.parent
+    assert "busy" in _in_view(f"mv {above} {medium}/moved", above / "secrets").stderr
+
+
 @pytest.mark.parametrize(("link", "problem"), [(False, "No such file or directory"), (True, "is not where it was")])
 def test_without_its_directory_nothing_is_started(place: Path, link: bool, problem: str) -> None:  # noqa: F811
     """What is hidden has to be what was found when the paths were looked up."""

@@ -64,6 +64,11 @@ class Outcome:
         assert name in self.steps, self.output
         return self.steps[name]
 
+    def requests(self, **facts: object) -> list[Record]:
+        """The records of requests that were let through in which every one of `facts` holds."""
+        wanted = {"event": "request", "decision": "allow", **facts}
+        return [each for each in self.records if all(each.get(key) == value for key, value in wanted.items())]
+
 
 class _Lines:
     """The lines of a stream, read by a thread of its own."""

@@ -72,7 +72,12 @@ def _start(stack: ExitStack, environment: dict[str, str], command: list[str], gi
 
 
 def _answers(environment: dict[str, str]) -> bool:
-    question = ["--dest=org.freedesktop.DBus", "/", "org.freedesktop.DBus.NameHasOwner", "string:org.freedesktop.secrets"]
+    question = [
+        "--dest=org.freedesktop.DBus",
+        "/",
+        "org.freedesktop.DBus.NameHasOwner",
+        "string:org.freedesktop.secrets",
+    ]
     command = [*as_user("nobody"), "dbus-send", "--session", "--print-reply", *question]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd="/")
     return "boolean true" in done.stdout

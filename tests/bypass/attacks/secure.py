@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import ssl
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -65,23 +64,32 @@ def _upload(host: str, port: int, size: int) -> str:
     head = f"POST /v1/%s HTTP/1.1\r\nHost: {host}\r\nContent-Length: %d\r\n\r\n"
     with socket.create_connection((host, port), PATIENCE_S) as opened:
         stream = opened if port == 80 else context({}).wrap_socket(opened, server_hostname=host)
-        stream.settimeout(PATIENCE_S)
-        got = b""
-        with suppress(OSError):
-            sending = threading.Thread(target=_sent, args=(stream, (head % ("up", size)).encode() + b"B" * size))
-            sending.start()
-            while not got.endswith(b"ok") and (data := stream.recv(65536)):
-                got += data
-            sending.join()
-            stream.sendall((head % ("two", 0)).encode())
-            while got.count(b"ok") < 2 and (data := stream.recv(65536)):
-                got += data
-    return got.decode("latin-1")
+        stream.setblocking(False)  # noqa: FBT003
+        with stream:
+            got = _pumped(stream, (head % ("up", size)).encode() + b"B" * size)
+            return (got + _pumped(stream, (head % ("two", 0)).encode())).decode("latin-1")
 
 
-def _sent(stream: socket.socket, data: bytes) -> None:
-    with suppress(OSError):
-        stream.sendall(data)
+def _pumped(stream: socket.socket, data: bytes) -> bytes:
+    """The response to `data`, which is sent while it comes, and after it to its end."""
+    got, view, end = b"", memoryview(data), time.monotonic() + PATIENCE_S
+    while (view or not got.endswith(b"ok")) and time.monotonic() < end:
+        try:
+            if view:
+                view = view[stream.send(view[:65536]) :]
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except OSError:
+            view = view[:0]
+        try:
+            if not (more := stream.recv(65536)):
+                break
+            got += more
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            select.select([stream], [stream] if view else [], [], PAUSE_S)
+        except OSError:
+            break
+    return got
 
 
 def _tunnel(authority: str) -> socket.socket:

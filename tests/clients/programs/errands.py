@@ -43,11 +43,11 @@ def tell(*line: object) -> None:
 
 def run(errand: dict) -> None:
     """One of them."""
-    for path, text in errand["files"].items():
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(filled(text))
     added = {name: filled(value) for name, value in errand["environment"].items()}
     try:
+        for path, text in errand["files"].items():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(filled(text))
         done = subprocess.run(
             [filled(word) for word in errand["command"]],
             env=environment(errand["road"]) | added,
@@ -56,6 +56,8 @@ def run(errand: dict) -> None:
             timeout=DEADLINE_S,
         )
         status, out, err = done.returncode, done.stdout, done.stderr
+    except OSError as error:
+        status, out, err = -1, b"", str(error).encode()
     except subprocess.TimeoutExpired as late:
         status, out, err = -1, late.stdout or b"", (late.stderr or b"") + b"\nnot done in time"
     tell(errand["name"], status, out.decode("latin-1"), err.decode("latin-1"))

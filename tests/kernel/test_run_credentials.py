@@ -1,0 +1,124 @@
+"""`nono-ebpf run` with credentials: what the command is told, and what of them it can find."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from kit.patience import patient
+from kit.sandboxes import abandoned
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.root, pytest.mark.kernel]
+
+RUN = [sys.executable, "-I", "-m", "nono_ebpf", "run", "--user", "nobody"]
+SECRET = "sk-canary-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    yield
+    assert abandoned() == []
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Path:
+    """Services whose credential is there, is missing for good, may come, and is read when it is needed."""
+    kept = tmp_path / "kept"
+    kept.mkdir(mode=0o700)
+    (kept / "key").write_text(SECRET)
+    (kept / "key").chmod(0o600)
+
+    def service(key: str, **more: str) -> dict[str, str]:
+        return {"upstream": f"https://{key[:3]}.test", "credential_key": key} | more
+
+    services = {
+        "present": service("env://PRESENT_KEY"),
+        "missing": service("env://MISSING_KEY"),
+        "filed": service(f"file://{kept}/key", env_var="FILED_KEY"),
+        "waiting": service(f"file://{kept}/later", env_var="WAITING_KEY"),
+        "lazy": service("lazy_key"),
+    }
+    written = tmp_path / "agent.json"
+    written.write_text(json.dumps({"network": {"custom_credentials": services, "credentials": list(services)}}))
+    return written
+
+
+def run(profile: Path, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*RUN, "--profile", str(profile), *options, "--", *command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=patient(60),
+        check=False,
+        cwd="/",
+        env=os.environ | {"PRESENT_KEY": SECRET},
+    )
+
+
+def test_what_the_command_is_told(profile: Path) -> None:
+    """R1, R2: each service's URL at the proxy, and the phantom where there is, or may be, a credential behind it."""
+    done = run(profile, "env")
+    told = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    port = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/present", told["PRESENT_BASE_URL"])
+    assert port is not None, told
+    names = ("present", "missing", "filed", "waiting", "lazy")
+    assert {told[f"{name.upper()}_BASE_URL"] for name in names} == {
+        f"http://127.0.0.1:{port[1]}/{name}" for name in names
+    }
+    token = told["NONO_PROXY_TOKEN"]
+    keys = {name: told.get(f"{name}_KEY") for name in ("PRESENT", "MISSING", "FILED", "WAITING", "LAZY")}
+    assert keys == dict.fromkeys(("PRESENT", "FILED", "WAITING", "LAZY"), token) | {"MISSING": None}
+    assert told["SSL_CERT_FILE"] == told["NODE_EXTRA_CA_CERTS"]
+    lines = [line for line in done.stderr.splitlines() if "warning" in line]
+    assert len(lines) == 2, done.stderr
+    assert "missing (env://MISSING_KEY)" in lines[0]
+    assert "waiting (file://" in lines[1]
+    assert "until it is there" in lines[1]
+    assert SECRET not in done.stdout + done.stderr
+
+
+def test_no_variables_at_all(profile: Path) -> None:
+    """A courtesy that can be left out; the secret is taken out all the same."""
+    done = run(profile, "env", options=("--no-proxy-env",))
+    assert not re.findall(r"^\w*(?:BASE_URL|_KEY|PROXY\w*)=", done.stdout, re.MULTILINE)
+    assert SECRET not in done.stdout
+
+
+def test_the_secret_is_nowhere_to_be_found(profile: Path) -> None:
+    """Not in the file, an environment, a command line or a message."""
+    kept = profile.parent / "kept"
+    script = f"ls -a {kept}; cat {kept}/key; cat /proc/*/environ /proc/*/cmdline; rm -rf {kept}/key; mv {kept} {kept}2"
+    done = run(profile, "sh", "-c", script, options=("-v",))
+    assert SECRET not in done.stdout + done.stderr
+    assert (kept / "key").read_text() == SECRET
+
+
+def test_what_would_be_done_says_where_and_not_what(profile: Path) -> None:
+    """`--dry-run` names services, places and what is hidden."""
+    done = run(profile, "true", options=("--dry-run",))
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"^allow +env\.test, credential present from env://PRESENT_KEY as header", done.stdout, re.MULTILINE
+    )
+    assert f"hide      {profile.parent}/kept" in done.stdout
+    assert SECRET not in done.stdout + done.stderr
+
+
+def test_doctor_says_what_can_be_read(profile: Path) -> None:
+    """A row for each credential of a profile."""
+    command = [sys.executable, "-I", "-m", "nono_ebpf", "doctor", "--json", "--profile", str(profile)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(180), check=False)
+    rows = {row["name"].removeprefix("credential "): row for row in json.loads(done.stdout)}
+    assert [rows[name]["state"] for name in ("filed", "waiting", "missing")] == ["yes", "no", "no"]
+    assert "no such file" in rows["waiting"]["detail"]
+    assert SECRET not in done.stdout + done.stderr
