@@ -120,12 +120,15 @@ def main(options: argparse.Namespace) -> int:
         return FAILED
 
 
-def keyring_state(user: User | None) -> str:
-    """Where bare names are kept for `user` (None: root), and whether they can be had there now: one line."""
+def keyring_state(user: User | None, runtime: str = "") -> str:
+    """Where bare names are kept for `user` (None: root), and whether they can be had there now: one line.
+
+    `runtime`: the user's XDG_RUNTIME_DIR, where that is not the usual one.
+    """
     if user is None:
         return f"root's credentials are in the host's encrypted store, {credstore.STORE}"
     reference = FromKeyring("nono", "")
-    environment = {"HOME": user.home, "XDG_RUNTIME_DIR": f"/run/user/{user.uid}"}
+    environment = {"HOME": user.home, "XDG_RUNTIME_DIR": runtime or f"/run/user/{user.uid}"}
     keyring_store.preload()
 
     def look() -> Secret:

@@ -59,7 +59,10 @@ def timeout_s(environment: Mapping[str, str]) -> float | None:
 def preload() -> None:
     """Import all that is needed here: our own files may be out of reach later."""
     import keyring.core  # noqa: F401
-    import secretstorage.dhcrypto  # noqa: F401
+    import secretstorage  # noqa: F401
+    from cryptography.hazmat.backends import default_backend
+
+    default_backend()  # imports more, and decrypts what the keyring sends
 
 
 def read(reference: FromKeyring, environment: Mapping[str, str]) -> Secret:

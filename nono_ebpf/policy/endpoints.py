@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
@@ -105,6 +106,7 @@ class Path:
     readings: tuple[str, ...]
 
 
+@lru_cache(maxsize=256)  # a request asks twice, and clients ask for the same again
 def parse_path(target: str) -> Path | None:
     """Of an origin-form target; the query stays as it is. None: too long, or with an escape that no path needs."""
     path, mark, query = target.partition("?")

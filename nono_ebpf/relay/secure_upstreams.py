@@ -81,7 +81,8 @@ class SecureUpstreams:
         if self._closed or not isinstance(key, _Key) or upstream.sock.fileno() < 0 or not upstream.is_quiet():
             upstream.close()
             return
-        if (session := upstream.session) is not None:
+        # A copy of one costs more than the rest of this; the latest is kept when the connection ends.
+        if key not in self._sessions and (session := upstream.session) is not None:
             self._remember(key, session)
         if len(self._by_key[key]) >= self._limits.idle_upstreams_per_host:
             self._close(self._by_key[key][0])

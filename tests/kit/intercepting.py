@@ -83,6 +83,7 @@ class Intercepting(Relaying):
         self.upstreams = SecureUpstreams(LIMITS, ProxyAccess(), UpstreamContexts(root.cert_pem.bytes()))
         token = Token(TOKEN)
         self.secrets, self.asked = secrets, 0
+        self._held: dict[str, Secret] = {}
         access = {name: Access((injections or {}).get(name, BEARER), (limiters or {}).get(name)) for name in placed}
         self.relay = Relay(
             *(self.policy, self, self, self, self, LIMITS, [self.own], token),
@@ -98,7 +99,10 @@ class Intercepting(Relaying):
         self.asked += 1
         if name not in self.secrets:
             raise CredentialUnavailable(name, "missing", "the test has none")
-        return Secret(self.secrets[name])
+        value = self.secrets[name]
+        if self._held.get(name, Secret(b"")) != Secret(value):
+            self._held[name] = Secret(value)
+        return self._held[name]
 
     async def _serve_tls(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

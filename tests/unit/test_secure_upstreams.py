@@ -24,6 +24,7 @@ from nono_ebpf.policy.services import Service
 from nono_ebpf.policy.upstream_proxy import UpstreamProxy
 from nono_ebpf.relay.chain import ProxyAccess
 from nono_ebpf.relay.secure_upstreams import SecureUpstreams
+from nono_ebpf.relay.stream import first_readable
 from nono_ebpf.tls.contexts import UpstreamContexts, context_for
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def test_what_is_not_quiet_is_closed(run: Run, disturbance: str, when: str) -> N
                     server.tcp.finish()
                 case "RST":
                     server.tcp.reset()
-            await asyncio.sleep(0.02)
+            await first_readable(ours.sock, deadline_s=15)
             if when == "before":
                 it.pool.give_back(ours)
             assert it.pool.idle(it.permit()) is None
@@ -386,47 +387,6 @@ def test_nobody_there_is_told(run: Run) -> None:
 # --- by way of an upstream proxy
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["in clear", "inside TLS"])
-def test_through_an_upstream_proxy(run: Run, tls: bool) -> None:
-    """TLS to the origin is inside the tunnel, and inside TLS to the proxy where that is spoken: used again, and ended
-    in order at both layers.
-    """
-    access = ProxyAccess(tls=context_for(somebody().cert_pem.bytes()) if tls else None)
-
-    async def script() -> None:
-        async with site(access=access, upstream_proxy_s=30) as it:
-            via = UpstreamProxy("127.0.0.1", it.port, tls)
-            permit = it.permit(via=via)
-            permit = replace(permit, port=443)
-            connecting = asyncio.ensure_future(it.pool.connect(permit))
-            tcp = await it.accepted()
-            outer: Any = tcp
-            if tls:
-                outer = TlsPeer(tcp, it.context)
-                await outer.accept()
-            asked = b""
-            while not asked.endswith(b"\r\n\r\n"):
-                asked += await outer.receive(1)
-            assert asked.startswith(b"CONNECT api.test:443 HTTP/1.1\r\n")
-            await outer.send(OPENED)
-            inner = TlsPeer(outer, it.context)
-            if tls:  # a TlsPeer needs a socket: this one reads from the outer layer instead
-                inner = Nested(outer, it.context)
-            await inner.accept()
-            ours = await connecting
-            assert ours.proxy == str(via)
-            await exchange(ours, inner)
-            it.pool.give_back(ours)
-            assert it.pool.idle(replace(permit, via=None)) is None
-            assert it.pool.idle(permit) is ours
-            await exchange(ours, inner)
-            ours.close()
-            assert await inner.receive_all() == b""
-            assert await outer.receive_all() == b""
-
-    run(script())
-
-
 class Nested(TlsPeer):
     """TLS inside TLS."""
 
@@ -446,37 +406,57 @@ class Nested(TlsPeer):
                 return result
 
 
+async def connect_through(it: Site, permit: Permit, *, tls: bool) -> tuple[SecureUpstream, TlsPeer, Any, Peer]:
+    """Our end, the origin's, the proxy's, and what the proxy's is in; all by the same socket."""
+    connecting = asyncio.ensure_future(it.pool.connect(permit))
+    tcp = await it.accepted()
+    outer: Any = tcp
+    if tls:
+        outer = TlsPeer(tcp, it.context)
+        await outer.accept()
+    asked = b""
+    while not asked.endswith(b"\r\n\r\n"):
+        asked += await outer.receive(1)
+    assert asked.startswith(b"CONNECT api.test:443 HTTP/1.1\r\n")
+    await outer.send(OPENED)
+    inner = Nested(outer, it.context) if tls else TlsPeer(outer, it.context)
+    await inner.accept()
+    return await connecting, inner, outer, tcp
+
+
 @pytest.mark.parametrize("tls", [False, True], ids=["in clear", "inside TLS"])
-def test_an_abort_goes_through_the_proxy(run: Run, tls: bool) -> None:
-    """A reset is one to the proxy, too, whatever is around it."""
+@pytest.mark.parametrize("end", ["close", "reset"])
+def test_through_an_upstream_proxy(run: Run, tls: bool, end: str) -> None:
+    """TLS to the origin is inside the tunnel, and inside TLS to the proxy where that is spoken: used again, and ended
+    in order at both layers, or at once.
+    """
     access = ProxyAccess(tls=context_for(somebody().cert_pem.bytes()) if tls else None)
 
     async def script() -> None:
         async with site(access=access, upstream_proxy_s=30) as it:
-            permit = it.permit(via=UpstreamProxy("127.0.0.1", it.port, tls))
-            connecting = asyncio.ensure_future(it.pool.connect(permit))
-            tcp = await it.accepted()
-            outer: Any = tcp
-            if tls:
-                outer = TlsPeer(tcp, it.context)
-                await outer.accept()
-            asked = b""
-            while not asked.endswith(b"\r\n\r\n"):
-                asked += await outer.receive(1)
-            await outer.send(OPENED)
-            inner = Nested(outer, it.context) if tls else TlsPeer(outer, it.context)
-            await inner.accept()
-            ours = await connecting
+            permit = replace(it.permit(via=UpstreamProxy("127.0.0.1", it.port, tls)), port=443)
+            ours, inner, outer, tcp = await connect_through(it, permit, tls=tls)
+            assert ours.proxy == str(permit.via)
             await exchange(ours, inner)
-            ours.reset()
-            with pytest.raises((ConnectionResetError, ssl.SSLEOFError)):
-                await tcp.receive_all()
+            it.pool.give_back(ours)
+            assert it.pool.idle(replace(permit, via=None)) is None
+            assert it.pool.idle(permit) is ours
+            await exchange(ours, inner)
+            if end == "close":
+                ours.close()
+                assert await inner.receive_all() == b""
+                assert await outer.receive_all() == b""
+                assert await tcp.receive_all() == b""
+            else:
+                ours.reset()
+                with pytest.raises(ConnectionResetError):
+                    await tcp.receive_all()
 
     run(script())
 
 
 def test_many_at_once(run: Run) -> None:
-    """Requests that go on beside each other get connections of their own, which are then shared by those that follow."""
+    """Requests that go on beside each other get connections of their own, which those that follow share."""
 
     async def script() -> None:
         async with site() as it:

@@ -64,7 +64,7 @@ def _upload(host: str, port: int, size: int) -> str:
     head = f"POST /v1/%s HTTP/1.1\r\nHost: {host}\r\nContent-Length: %d\r\n\r\n"
     with socket.create_connection((host, port), PATIENCE_S) as opened:
         stream = opened if port == 80 else context({}).wrap_socket(opened, server_hostname=host)
-        stream.setblocking(False)  # noqa: FBT003
+        stream.setblocking(False)
         with stream:
             got = _pumped(stream, (head % ("up", size)).encode() + b"B" * size)
             return (got + _pumped(stream, (head % ("two", 0)).encode())).decode("latin-1")
