@@ -353,6 +353,7 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     output.add_argument("--verbose", "-v", action="store_true", help="a line per decision on stderr")
     output.add_argument("--dry-run", action="store_true", help="check everything and say what would be done")
     run.add_argument("--from-sudo", help=argparse.SUPPRESS)
+    run.add_argument("--carried", help=argparse.SUPPRESS)
     run.add_argument("argv", metavar="CMD", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 

@@ -18,11 +18,11 @@ from nono_ebpf.config.compile import numbers
 from nono_ebpf.config.files import read_profile
 from nono_ebpf.config.options import Overrides
 from nono_ebpf.credentials import sources
-from nono_ebpf.credentials.references import parse_readable, parse_reference, redacted
-from nono_ebpf.errors import ConfigError, InvalidAuthority, KernelError, printable
+from nono_ebpf.credentials.references import FromEnvironment, parse_readable, parse_reference, redacted
+from nono_ebpf.errors import ConfigError, CredentialUnavailable, InvalidAuthority, KernelError, printable
 from nono_ebpf.kernel import cgroup, libc, loader
-from nono_ebpf.prepare_services import interception_plan, service_plans, without_secrets
-from nono_ebpf.sandbox import installation, sockets, streams, sudo, view
+from nono_ebpf.prepare_services import interception_plan, secret_variables, service_plans, without_secrets
+from nono_ebpf.sandbox import carried, installation, sockets, streams, sudo, view
 from nono_ebpf.sandbox.init import Command
 from nono_ebpf.sandbox.landlock import Domain
 from nono_ebpf.sandbox.user import User, find_user
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from nono_ebpf.config.settings import Settings
     from nono_ebpf.credentials.sources import Secret
     from nono_ebpf.policy.rules import Rule
+    from nono_ebpf.sandbox.carried import Carried
 
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -47,7 +48,8 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         sudo.start_again(arguments)
     streams.check()
     user = find_user(options.user)
-    environment, umask = _surroundings(options, user)
+    before = None if options.carried is None else carried.receive(options.carried)
+    environment, umask = _surroundings(options, user) if before is None else (before.environment, before.umask)
     if not options.no_proxy_env:
         for name in ("ALL_PROXY", "all_proxy"):  # another proxy than ours, to the clients that read it
             environment.pop(name, None)
@@ -57,9 +59,11 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     def read(path: str, where: str) -> bytes:
         return _read(where, path, user)
 
-    secret = _upstream_secret(settings, user, environment)
+    if secrets := set(secret_variables(settings, environment)) & environment.keys():
+        carried.start_again(arguments, environment, umask, secrets)
+    secret = _upstream_secret(settings, user, before)
     interception, services = interception_plan(settings, read), service_plans(settings, read)
-    credentials = _credentials(settings, user, environment)
+    credentials = _credentials(settings, user, environment, before)
     found = without_secrets(settings, user, environment, _view(options, settings, user), argv[0])
     upstream = settings.policy.upstream_proxy
     request = supervisor.Request(
@@ -132,24 +136,39 @@ def _settings(options: argparse.Namespace, user: User, environment: Mapping[str,
     return load.settings(Overrides.of(options), read, home=user.home, environment=environment)
 
 
-def _upstream_secret(settings: Settings, user: User, environment: dict[str, str]) -> Secret | None:
+def _upstream_secret(settings: Settings, user: User, before: Carried | None) -> Secret | None:
     """What the upstream proxy wants to see."""
     if settings.upstream_auth is None:
         return None
     where = settings.upstream_auth.source
     reference = parse_readable(settings.upstream_auth.value, where)
-    secret = sources.load(reference, environment, _rights(user), user.uid, where)
-    if b":" not in secret.reveal():
-        raise ConfigError(where, "what it refers to is not USER:PASSWORD")
+    try:
+        if isinstance(reference, FromEnvironment):
+            secret = sources.from_variable(reference, before.variable(reference.name) if before else None)
+        else:
+            secret = sources.read_file(reference, _rights(user), user.uid)
+    except CredentialUnavailable as error:
+        what = reference.name if isinstance(reference, FromEnvironment) else reference.path
+        raise ConfigError(where, f"{what}: {error.problem}") from error
+    with secret.lent() as value:
+        if ord(":") not in value:
+            raise ConfigError(where, "what it refers to is not USER:PASSWORD")
     return secret
 
 
-def _credentials(settings: Settings, user: User, environment: Mapping[str, str]) -> supervisor.Credentials | None:
+def _credentials(
+    settings: Settings, user: User, environment: Mapping[str, str], before: Carried | None
+) -> supervisor.Credentials | None:
     kept = {each.name: each.reference.value for each in settings.routes if each.reference is not None}
     if not kept:
         return None
-    as_account = bool(sudo.invoking_uid())
-    return supervisor.Credentials(kept, user, dict(environment), as_account, settings.shared_secrets)
+    as_account, rest = bool(sudo.invoking_uid()), dict(environment)
+
+    def whole() -> dict[str, str]:
+        secrets = {} if before is None else {name: os.fsdecode(bytes(before.variable(name))) for name in before.names}
+        return rest | secrets
+
+    return supervisor.Credentials(kept, user, whole, as_account, settings.shared_secrets)
 
 
 def _rights(user: User) -> AbstractContextManager[None]:

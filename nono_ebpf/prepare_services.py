@@ -60,13 +60,11 @@ def interception_plan(settings: Settings, read: Read) -> InterceptionPlan | None
     return InterceptionPlan(wanted.hosts, wanted.ca_validity_s, wanted.leaf_validity_s, ca, key)
 
 
-def without_secrets(settings: Settings, user: User, environment: dict[str, str], found: View, program: str) -> View:
-    """The view of a command that has none of the secrets, which are taken out of its `environment` as well.
+def without_secrets(settings: Settings, user: User, environment: Mapping[str, str], found: View, program: str) -> View:
+    """The view of a command that has none of the secrets. `environment` and `program`: its own.
 
-    `program`: what it runs. Raises ConfigError: one cannot be hidden from it.
+    Raises ConfigError: one cannot be hidden from it.
     """
-    for name in _variables(settings, environment):
-        environment.pop(name, None)
     where = shutil.which(program, path=environment.get("PATH"))
     needed = [*found.allowed, *([] if where is None else [Path(where)])]
     hidden = [each for path in _files(settings) for each in secret_directories(path.absolute(), user, needed)]
@@ -79,7 +77,7 @@ def _all_references(settings: Settings) -> list[Reference]:
     return [*references(settings).values(), *others]
 
 
-def _variables(settings: Settings, environment: Mapping[str, str]) -> Iterator[str]:
+def secret_variables(settings: Settings, environment: Mapping[str, str]) -> Iterator[str]:
     """Those that hold a secret, and those that open the password managers in which one is kept."""
     for reference in _all_references(settings):
         match reference:

@@ -34,7 +34,7 @@ from nono_ebpf.sandbox.proxy_process import ProxyProcess
 from nono_ebpf.sandbox.streams import Copiers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from nono_ebpf.config.no_proxy import NoProxy
     from nono_ebpf.credentials.sources import Secret
@@ -48,14 +48,14 @@ PROXY_UIDS = range(61184, 65520)
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Where the credential of each service is kept, and who reads it: `environment` is that of whoever asked.
+    """Where the credential of each service is kept, and who reads it. `shared`: files may be open to other accounts.
 
-    `shared`: files may be open to other accounts.
+    `environment`: that of whoever asked, to be had when the sandbox's pid 1, which is a copy of us, has been made.
     """
 
     references: Mapping[str, str]
     user: User
-    environment: Mapping[str, str] = field(repr=False)
+    environment: Callable[[], Mapping[str, str]]
     as_account: bool
     shared: bool
 
@@ -155,7 +155,7 @@ class _Supervisor:
         if wanted is None or self._broker is None:
             return
         report = self._broker.serve(
-            wanted.references, wanted.user, wanted.environment, as_account=wanted.as_account, shared_ok=wanted.shared
+            wanted.references, wanted.user, wanted.environment(), as_account=wanted.as_account, shared_ok=wanted.shared
         )
         for each in report.states:
             if each.availability in {"missing", "waiting"}:

@@ -22,20 +22,18 @@ from nono_ebpf.credentials.references import (
     FromKeyring,
     FromOnePassword,
     Named,
-    Readable,
     Reference,
     parse_readable,
     parse_reference,
     resolved,
 )
 from nono_ebpf.credentials.secret import Secret
-from nono_ebpf.errors import ConfigError, CredentialUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from contextlib import AbstractContextManager
 
-__all__ = ("Reading", "Secret", "Surroundings", "load", "parse_readable", "parse_reference", "read")
+__all__ = ("Reading", "Secret", "Surroundings", "parse_readable", "parse_reference", "read", "read_file")
 
 _PASSWORD_MANAGER_S: Final = 300.0
 _KEYRING_S: Final = 60.0
@@ -74,20 +72,10 @@ def read(reference: Reference, around: Surroundings, known: Reading | None = Non
             raise AssertionError
 
 
-def load(
-    reference: Readable, environment: Mapping[str, str], rights: AbstractContextManager[None], owner: int, where: str
-) -> Secret:
-    """What `reference` stands for, read now from `environment`, or from a file of `owner` with the account's `rights`.
-
-    Raises:
-        ConfigError: there is none that can be used. Never says what it found.
-    """
+def read_file(reference: FromFile, rights: AbstractContextManager[None], owner: int) -> Secret:
+    """What is in a file of `owner` now, read with the account's `rights`. Raises CredentialUnavailable."""
     with rights:
-        try:
-            return read(reference, Surroundings(os.geteuid(), owner, environment)).value
-        except CredentialUnavailable as error:
-            what = reference.path if isinstance(reference, FromFile) else f"the variable {reference.name}"
-            raise ConfigError(where, f"{what}: {error.problem}") from error
+        return read(reference, Surroundings(os.geteuid(), owner, {})).value
 
 
 def is_lazy(reference: Reference) -> bool:

@@ -171,10 +171,10 @@ def _no_passphrase() -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A context and when its certificate ends."""
+    """A context, and until when its certificate is shown."""
 
     context: ssl.SSLContext
-    expires: datetime
+    until: datetime
 
 
 class ServerContexts:
@@ -203,7 +203,7 @@ class ServerContexts:
         if shown is None or not self._is_good(shown):
             self._made.pop(host, None)
             leaf = self._authority.leaf(host)
-            shown = self._made[host] = _Shown(self._make(leaf), leaf.expires)
+            shown = self._made[host] = _Shown(self._make(leaf), self._until(leaf))
             while len(self._made) > self._capacity:
                 self._made.popitem(last=False)
         self._made.move_to_end(host)
@@ -212,9 +212,12 @@ class ServerContexts:
     def _is_good(self, shown: _Shown) -> bool:
         if shown.context.session_stats()["number"] > _MAX_SESSIONS:
             return False
-        left = shown.expires - self._now()
-        # The last leaf is as good as the authority, to its end.
-        return left > _RENEWED_BEFORE or (left > timedelta() and shown.expires == self._authority.expires)
+        return self._now() < shown.until
+
+    def _until(self, leaf: Leaf) -> datetime:
+        if leaf.expires == self._authority.expires:
+            return leaf.expires  # no other would last longer
+        return leaf.expires - min(_RENEWED_BEFORE, (leaf.expires - self._now()) / 4)
 
     def _make(self, leaf: Leaf) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -132,6 +132,15 @@ CATALOGUE: dict[str, Class] = {
     "request-smuggling": Class(
         "requests inside requests: CL.TE, TE.CL, odd chunks, an upload cut off", "one reading, or refused"
     ),
+    "intercepted-names": Class(
+        "server name, Host, CONNECT target and later requests that disagree, inside TLS", "421, or no connection"
+    ),
+    "upstream-certificates": Class(
+        "a host with a wrong, expired or unknown certificate, old TLS, or none", "no request, no credential"
+    ),
+    "service-paths": Class(
+        "paths and methods around the rules of a credential's host", "what is judged is what is sent"
+    ),
     # --- unix sockets and descriptors
     "pathname-sockets": Class("unix sockets of host daemons, docker, D-Bus, agents", "hidden"),
     "late-pathname-sockets": Class("a daemon's socket made while the sandbox runs, outside /run", "refused"),

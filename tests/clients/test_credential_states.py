@@ -42,17 +42,18 @@ def _link(path: Path) -> None:
     path.symlink_to(other)
 
 
-STATES: dict[str, Callable[[Path], None]] = {
-    "missing": lambda path: None,
-    "empty": partial(_written, text=""),
-    "a line feed alone": partial(_written, text="\n"),
-    "two lines": partial(_written, text=f"{VALUE}\n{VALUE}\n"),
-    "a carriage return": partial(_written, text=f"{VALUE}\r{VALUE}"),
-    "open to others": partial(_written, text=VALUE, mode=0o644),
-    "a symbolic link": _link,
-    "a directory": lambda path: path.mkdir(),
-    "a pipe": lambda path: os.mkfifo(path, 0o600),
-    "too large": partial(_written, text="x" * 100_000),
+# What becomes of the file, and our word for it.
+STATES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "gone": (lambda path: None, "missing"),
+    "nothing in it": (partial(_written, text=""), "empty"),
+    "a line feed alone": (partial(_written, text="\n"), "empty"),
+    "two lines": (partial(_written, text=f"{VALUE}\n{VALUE}\n"), "has_newline"),
+    "a carriage return": (partial(_written, text=f"{VALUE}\r{VALUE}"), "has_newline"),
+    "open to others": (partial(_written, text=VALUE, mode=0o644), "not_private"),
+    "a symbolic link": (_link, "symlink"),
+    "a directory": (lambda path: path.mkdir(), "not_a_file"),
+    "a pipe": (lambda path: os.mkfifo(path, 0o600), "not_a_file"),
+    "too large": (partial(_written, text="x" * 100_000), "too_large"),
 }
 
 
@@ -80,12 +81,19 @@ class Unavailable:
 
     def ask(self, name: str) -> dict[str, Any]:
         """The response of that service, asked from inside."""
+        self._refused = len(self.refusals(name))
         answer: dict[str, Any] = self._agent.call(get, f"{name}.test", "/who")
         return answer
 
-    def records(self, name: str) -> list[Record]:
-        """What the audit says of requests that needed it."""
-        return [each for each in self.services.records() if each.get("credential") == name]
+    def refusals(self, name: str) -> list[Record]:
+        """What the audit says of requests that had to do without it."""
+        wanted = {"event": "request", "decision": "deny", "denial_category": UNAVAILABLE, "route_id": name}
+        return [each for each in self.services.records() if wanted.items() <= each.items()]
+
+    def refusal(self, name: str) -> Record:
+        """What it says of the last one, which was refused."""
+        assert eventually(lambda: len(self.refusals(name)) > self._refused)
+        return self.refusals(name)[-1]
 
     def take_away(self) -> None:
         """No file is there."""
@@ -99,23 +107,22 @@ class Unavailable:
         self._agent.close()
 
 
-def assert_unavailable(unavailable: Unavailable, answer: dict[str, Any], name: str) -> None:
+def assert_unavailable(unavailable: Unavailable, answer: dict[str, Any], name: str, state: str) -> None:
     """503 with a body that names the credential and no value; the service heard nothing; the audit says why."""
     assert answer["status"] == 503, answer
     said = json.loads(answer["body"])
-    assert (said["error"], said["credential"]) == (UNAVAILABLE, name)
+    assert (said["error"], said["credential"], said["state"]) == (UNAVAILABLE, name, state)
     assert name in said["reason"]
     assert spelled(json.dumps(answer).encode(), VALUE) == []
     assert unavailable.services.server.seen == []
-    assert eventually(lambda: bool(unavailable.records(name)))
-    last = unavailable.records(name)[-1]
-    assert (last["decision"], last["denial_category"], last["status"]) == ("deny", UNAVAILABLE, 503)
+    last = unavailable.refusal(name)
+    assert (last["reason"], last["status"]) == (said["reason"], 503)
     assert spelled(json.dumps(last).encode(), VALUE) == []
 
 
 def test_a_file_that_is_not_there_at_the_start(unavailable: Unavailable) -> None:
     """The command starts; requests are refused until the file appears, and not longer."""
-    assert_unavailable(unavailable, unavailable.first, CHANGING)
+    assert_unavailable(unavailable, unavailable.first, CHANGING, "missing")
     assert_it_works_again(unavailable)
 
 
@@ -124,15 +131,16 @@ def test_a_file_that_will_not_do(unavailable: Unavailable, state: str) -> None:
     """Whatever becomes of it while the sandbox runs: requests are refused, and work again when it is mended."""
     assert_it_works_again(unavailable)
     unavailable.take_away()
-    STATES[state](unavailable.path)
-    assert_unavailable(unavailable, unavailable.ask(CHANGING), CHANGING)
+    become, word = STATES[state]
+    become(unavailable.path)
+    assert_unavailable(unavailable, unavailable.ask(CHANGING), CHANGING, word)
     assert_it_works_again(unavailable)
 
 
-def test_no_keyring(unavailable: Unavailable) -> None:
-    """A credential of a keyring, where there is none."""
+def test_an_account_that_nobody_has_set(unavailable: Unavailable) -> None:
+    """A credential of the keyring, or of the host's store where it is root's, that is not there."""
     unavailable.services.server.seen.clear()
-    assert_unavailable(unavailable, unavailable.ask(ABSENT), ABSENT)
+    assert_unavailable(unavailable, unavailable.ask(ABSENT), ABSENT, "missing")
 
 
 def assert_it_works_again(unavailable: Unavailable) -> None:

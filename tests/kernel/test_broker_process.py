@@ -44,7 +44,8 @@ from nono_ebpf.sandbox.broker_process import BrokerProcess
 from nono_ebpf.sandbox.user import User
 broker = BrokerProcess()
 if "early" not in sys.argv:
-    broker.serve({"a": "env://A"}, User("nobody", 65534, 65534, (65534,), "/"), {"A": "x"}, as_account="account" in sys.argv)
+    user = User("nobody", 65534, 65534, (65534,), "/")
+    broker.serve({"a": "env://A"}, user, {"A": "x"}, as_account="account" in sys.argv)
 print(broker.pid, flush=True)
 time.sleep(300)
 """
@@ -155,7 +156,9 @@ def test_nobody_looks_into_it(as_account: bool) -> None:
         assert re.search(r"Max core file size +0 +0 ", Path(f"/proc/{pid}/limits").read_text())
         assert os.getsid(pid) == pid
         assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
-        opened = sorted(re.sub(r"\d+", "", name) for name in open_files(pid) if not name.startswith(("pipe:", "/tmp", "/dev/pts")))
+        opened = sorted(
+            re.sub(r"\d+", "", name) for name in open_files(pid) if not name.startswith(("pipe:", "/tmp", "/dev/pts"))
+        )
         assert [name for name in opened if name not in {"/dev/null", "anon_inode:[eventpoll]"}] == ["socket:[]"] * 2
 
 

@@ -7,7 +7,6 @@ import os
 import pty
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +19,7 @@ from nono_ebpf.sandbox.user import User
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 pytestmark = pytest.mark.root
 
@@ -80,7 +80,11 @@ def host(own: Path, script: str, given: str = "", **variables: str) -> subproces
 def test_roots_credentials_are_kept_encrypted(own: Path) -> None:
     """In the host's store, root's alone, the value nowhere in it; by name and by what systemd-creds calls it."""
     done = host(own, f"{PROGRAM} set api_key", "s3cret-value\n")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"nono-ebpf: api_key is kept in {STORE}/nono.api_key\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "",
+        f"nono-ebpf: api_key is kept in {STORE}/nono.api_key\n",
+    )
     kept = own / "etc/credstore.encrypted/nono.api_key"
     assert (kept.stat().st_mode & 0o777, kept.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     assert b"s3cret" not in kept.read_bytes()
@@ -88,7 +92,10 @@ def test_roots_credentials_are_kept_encrypted(own: Path) -> None:
     assert host(own, f"systemd-creds decrypt {STORE}/nono.api_key -").stdout == "s3cret-value"
     for reference in ("api_key", "systemd-creds://api_key"):
         done = host(own, f"{PROGRAM} test {reference}")
-        assert (done.returncode, done.stdout.startswith(f"{reference}  {STORE}/nono.api_key  can be read, written 0 d")) == (0, True)
+        assert (
+            done.returncode,
+            done.stdout.startswith(f"{reference}  {STORE}/nono.api_key  can be read, written 0 d"),
+        ) == (0, True)
 
 
 def test_it_is_replaced_and_listed(own: Path) -> None:
@@ -112,7 +119,9 @@ def test_it_cannot_be_passed_off_as_another(own: Path) -> None:
     assert (done.returncode, "this host's key" in done.stdout) == (1, True)
 
 
-@pytest.mark.parametrize(("given", "problem"), [("", "empty"), ("\n", "empty"), ("a\nb\n", "more than one line"), ("a\0", "NUL")])
+@pytest.mark.parametrize(
+    ("given", "problem"), [("", "empty"), ("\n", "empty"), ("a\nb\n", "more than one line"), ("a\0", "NUL")]
+)
 def test_what_is_no_secret_is_not_kept(given: str, problem: str, own: Path) -> None:
     """And what was there before stays."""
     host(own, f"{PROGRAM} set api_key", "before")
@@ -121,7 +130,9 @@ def test_what_is_no_secret_is_not_kept(given: str, problem: str, own: Path) -> N
     assert host(own, f"systemd-creds decrypt {STORE}/nono.api_key -").stdout == "before"
 
 
-@pytest.mark.parametrize("arguments", ["set api_key value", "set", "set env://X", "set a/b", "test a-b", "test ''", "", "get x"])
+@pytest.mark.parametrize(
+    "arguments", ["set api_key value", "set", "set env://X", "set a/b", "test a-b", "test ''", "", "get x"]
+)
 def test_what_makes_no_sense(arguments: str, own: Path) -> None:
     """One line, exit 2; a value is never an argument."""
     done = host(own, f"{PROGRAM} {arguments}", "value")
@@ -135,7 +146,9 @@ def test_the_broker_reads_it_for_root_alone(own: Path) -> None:
     command = f"{sys.executable} -I -c '{THROUGH_BROKER}'"
     names = "api_key systemd-creds://api_key unknown"
     found = host(own, f"{command} root {names}")
-    assert found.stdout.splitlines() == ["api_key s3cret", "systemd-creds://api_key s3cret", "unknown missing"], found.stderr
+    assert found.stdout.splitlines() == ["api_key s3cret", "systemd-creds://api_key s3cret", "unknown missing"], (
+        found.stderr
+    )
     found = host(own, f"{command} account {names}")
     assert [line.split()[1] for line in found.stdout.splitlines()] == ["no_keyring", "unreadable", "no_keyring"]
 
@@ -181,7 +194,18 @@ def test_a_terminal_gets_a_table(own: Path) -> None:
 def on_terminal(own: Path, script: str, prompt: bytes, typed: bytes) -> bytes:
     """What a terminal showed, on which `typed` was typed after `prompt`."""
     ours, theirs = pty.openpty()
-    command: Sequence[str] = ["unshare", "--mount", "--propagation=private", "--", "setsid", "-c", "sh", "-c", PRIVATE, "sh"]
+    command: Sequence[str] = [
+        "unshare",
+        "--mount",
+        "--propagation=private",
+        "--",
+        "setsid",
+        "-c",
+        "sh",
+        "-c",
+        PRIVATE,
+        "sh",
+    ]
     process = subprocess.Popen([*command, str(own), script], stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     seen = b""

@@ -68,7 +68,9 @@ def test_what_is_kept_can_be_read(place: Path) -> None:
             done = credential(environment, "set", "github_token", given=value)
             assert (done.returncode, done.stdout) == (0, "")
             assert done.stderr == "nono-ebpf: github_token is kept in the keyring (service nono)\n"
-        assert state_of(environment, "github_token") == state_of(environment, "keyring://nono/github_token") == "readable"
+        assert (
+            state_of(environment, "github_token") == state_of(environment, "keyring://nono/github_token") == "readable"
+        )
         listed = credential(environment, "list")
         assert listed.stdout == "github_token  the keyring (service nono)  readable\n"
         assert run(environment, "-c", AS_NONO, "github_token").stdout == "['other-value']\n"
@@ -126,7 +128,9 @@ def test_what_go_keyring_encoded(place: Path) -> None:
         credential(environment, "set", "encoded", given=f"go-keyring-base64:{encoded}")
         credential(environment, "set", "plain", given="value")
         credential(environment, "set", "broken", given="go-keyring-base64:=")
-        found = [state_of(environment, f"keyring://nono/{name}?decode=go-keyring") for name in ("encoded", "plain", "broken")]
+        found = [
+            state_of(environment, f"keyring://nono/{name}?decode=go-keyring") for name in ("encoded", "plain", "broken")
+        ]
         assert found == ["readable", "failed", "failed"]
 
 

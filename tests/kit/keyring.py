@@ -6,6 +6,7 @@ Bus and keyring run as `nobody`, die with the test process, and know nothing of 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Literal
@@ -25,13 +26,15 @@ PASSWORD = b"a password of the keyring"
 _CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig><type>session</type><listen>unix:path={address}</listen>
-<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy></busconfig>
+<policy context="default">
+<allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/>
+</policy></busconfig>
 """
 
 
 @contextmanager
 def session(place: Path, keyring: Literal["unlocked", "locked", "none"]) -> Iterator[dict[str, str]]:
-    """The environment of programs in it. `place`: the account's; a keyring made there by one session is the next one's."""
+    """The environment of programs in it. `place`: the account's; the keyring made there is the next session's, too."""
     run = place / "run"
     run.mkdir(mode=0o700, exist_ok=True)
     os.chown(run, NOBODY.pw_uid, NOBODY.pw_gid)
@@ -46,7 +49,7 @@ def session(place: Path, keyring: Literal["unlocked", "locked", "none"]) -> Iter
     }
     with ExitStack() as stack:
         _start(stack, environment, [require("dbus-daemon"), "--nofork", "--nopidfile", f"--config-file={config}"])
-        assert eventually((run / "bus").exists, patient(20))
+        assert eventually(lambda: _listens(run / "bus"), patient(20))
         if keyring != "none":
             unlock = ["--unlock"] if keyring == "unlocked" else []
             daemon = [require("gnome-keyring-daemon"), "--foreground", "--components=secrets", *unlock]
@@ -69,6 +72,11 @@ def _start(stack: ExitStack, environment: dict[str, str], command: list[str], gi
     assert process.stdin is not None
     process.stdin.write(given)
     process.stdin.close()
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0  # a session before this one may have left its socket
 
 
 def _answers(environment: dict[str, str]) -> bool:

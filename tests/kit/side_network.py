@@ -79,7 +79,8 @@ class SideNetwork:
         return inside(self.netns, partial(socket_on_every_address, port))
 
     def close(self) -> None:
-        """Remove the hosts and the link."""
+        """Remove the hosts and the link: without its name a namespace lives as long as its last connection."""
+        subprocess.run(["ip", "-n", self._machine, "link", "del", "mach1"], check=False, capture_output=True)
         _remove(self.netns)
 
 

@@ -23,6 +23,7 @@ FORBIDDEN = {
     "dns": ("nono_ebpf.kernel",),
     "audit": ("nono_ebpf.kernel",),
     "credentials": ("asyncio", "socket", "ssl", "nono_ebpf.kernel", "nono_ebpf.relay"),
+    "tls": ("asyncio", "socket", "nono_ebpf.kernel", "nono_ebpf.relay"),
 }
 BUILTIN_EXCEPTIONS = {
     name for name, thing in vars(builtins).items() if isinstance(thing, type) and issubclass(thing, BaseException)

@@ -1,4 +1,4 @@
-"""`nono_ebpf.broker` and `nono_ebpf.relay.secrets`: what a request is told, and when. The broker runs in a thread here."""
+"""`nono_ebpf.broker` and `nono_ebpf.relay.secrets`: what a request is told, and when. The broker is a thread here."""
 
 from __future__ import annotations
 
@@ -368,7 +368,9 @@ async def test_a_broker_that_does_not_answer() -> None:
         credentials.close()
 
 
-@pytest.mark.parametrize("data", [b"\0", b"\xff\xff", b"\x00\x00", b"\x01\x00\xc1", messages.head(messages.Answer(99, "value"))])
+@pytest.mark.parametrize(
+    "data", [b"\0", b"\xff\xff", b"\x00\x00", b"\x01\x00\xc1", messages.head(messages.Answer(99, "value"))]
+)
 @running
 async def test_an_answer_that_makes_no_sense_is_none(data: bytes) -> None:
     """The one that does is still waited for."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -61,8 +60,8 @@ REDACTED = {
 
 
 def loaded(text: str, environment: dict[str, str] | None = None) -> bytes:
-    reference = parse_readable(text, "--upstream-auth")
-    return sources.load(reference, environment or {}, nullcontext(), os.geteuid(), "--upstream-auth").reveal()
+    around = Surroundings(os.geteuid(), os.geteuid(), environment or {})
+    return sources.read(parse_readable(text, "--upstream-auth"), around).value.reveal()
 
 
 def kept(directory: Path, content: bytes, mode: int = 0o600) -> str:
@@ -140,14 +139,14 @@ def test_what_would_break_out_of_a_field_is_refused(content: bytes, tmp_path: Pa
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o777])
 def test_a_file_that_others_can_open_is_refused(mode: int, tmp_path: Path) -> None:
     """With what to do about it."""
-    with pytest.raises(ConfigError, match="chmod 600"):
+    with pytest.raises(CredentialUnavailable, match="chmod 600"):
         loaded(kept(tmp_path, b"x", mode))
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
     """No file, no content, no file at all, no variable, an empty variable."""
     for text in (f"file://{tmp_path}/none", kept(tmp_path, b"\n"), f"file://{tmp_path}", "env://TOKEN_FOR_TEST"):
-        with pytest.raises(ConfigError):
+        with pytest.raises(CredentialUnavailable):
             loaded(text, {"TOKEN_FOR_TEST": ""})
     assert loaded("env://TOKEN_FOR_TEST", {"TOKEN_FOR_TEST": "x"}) == b"x"
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from kit.patience import patient
@@ -18,9 +18,6 @@ from nono_ebpf.credentials.reading import Surroundings
 from nono_ebpf.credentials.references import parse_reference
 from nono_ebpf.errors import CredentialUnavailable
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 pytestmark = pytest.mark.root  # whose directories are root's alone
 
 STAND_IN = """#!/bin/sh
@@ -28,7 +25,11 @@ printf '%s\\n' "$0" "$@" > {log}
 env > {log}.env
 {does}
 """
-ITEM = {"name": "x", "login": {"password": "no"}, "fields": [{"name": "key", "value": "v"}, {"name": "none", "value": None}]}
+ITEM = {
+    "name": "x",
+    "login": {"password": "no"},
+    "fields": [{"name": "key", "value": "v"}, {"name": "none", "value": None}],
+}
 
 
 @pytest.fixture
@@ -153,7 +154,14 @@ def test_what_a_program_is_given(path: Path, tmp_path: Path) -> None:
     log = stand_in(path, "op", "echo x; pwd > $0.cwd; ls -l /proc/self/fd > $0.fds")
     (tmp_path / "planted").mkdir(mode=0o777)
     (tmp_path / "planted").chmod(0o777)
-    given = {"OP_SESSION_me": "1", "HOME": "/h", "HTTPS_PROXY": "http://p", "OTHER_SECRET": "2", "LD_PRELOAD": "", "ENV": "/e"}
+    given = {
+        "OP_SESSION_me": "1",
+        "HOME": "/h",
+        "HTTPS_PROXY": "http://p",
+        "OTHER_SECRET": "2",
+        "LD_PRELOAD": "",
+        "ENV": "/e",
+    }
     read("op://v/i/f", f"{path}:{tmp_path}/planted:relative", **given)
     found = dict(line.partition("=")[::2] for line in log.with_suffix(".log.env").read_text().splitlines())
     assert {name: found.get(name) for name in ("OP_SESSION_me", "HOME", "HTTPS_PROXY")} == {
@@ -179,8 +187,7 @@ def test_a_program_that_takes_too_long_ends_with_all_it_started(
 def is_alive(pid: int) -> bool:
     """A process that has ended and that nobody has waited for is not."""
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 

@@ -79,7 +79,13 @@ def test_a_file_that_appears_later(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "state"),
-    [(b"", "empty"), (b"\n", "empty"), (b"a\nb", "has_newline"), (b"x" * 65537, "too_large"), (b"x" * 99999, "too_large")],
+    [
+        (b"", "empty"),
+        (b"\n", "empty"),
+        (b"a\nb", "has_newline"),
+        (b"x" * 65537, "too_large"),
+        (b"x" * 99999, "too_large"),
+    ],
 )
 def test_content_that_cannot_be_used(content: bytes, state: str, tmp_path: Path) -> None:
     """Each with its own word."""
@@ -227,7 +233,9 @@ def test_a_change_that_the_clock_does_not_show(tmp_path: Path) -> None:
 
 def test_times_in_the_future_prove_nothing() -> None:
     """A clock that was set back must not make an old content current."""
-    stat = os.stat_result((0o100600, 1, 1, 1, 0, 0, 5, 0, 0, 0), {"st_ctime_ns": time.time_ns() + 10**12, "st_mtime_ns": 0})
+    stat = os.stat_result(
+        (0o100600, 1, 1, 1, 0, 0, 5, 0, 0, 0), {"st_ctime_ns": time.time_ns() + 10**12, "st_mtime_ns": 0}
+    )
     assert not FileVersion.of(stat).settled
 
 

@@ -227,6 +227,17 @@ def test_contexts_are_renewed_in_time() -> None:
         contexts.context_for("a.test")
 
 
+def test_short_lives_are_renewed_in_time_too() -> None:
+    """Not for every client: a leaf is used for most of its life."""
+    clock = Clock()
+    contexts = ServerContexts(CertificateAuthority(["a.test"], leaf_valid_for=HOUR, now=clock), now=clock)
+    first = contexts.context_for("a.test")
+    clock.now = NOW + timedelta(minutes=44)
+    assert contexts.context_for("a.test") is first
+    clock.now = NOW + timedelta(minutes=45)
+    assert contexts.context_for("a.test") is not first
+
+
 def test_sessions_of_clients_are_bounded() -> None:
     """A client of TLS 1.2 that takes no tickets has its session kept by OpenSSL: not twenty thousand of them."""
     authority = CertificateAuthority(["a.test"])
