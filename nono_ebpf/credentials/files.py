@@ -30,8 +30,9 @@ _PATH_ONLY: Final = os.O_PATH | os.O_CLOEXEC
 _LINKS_MAX: Final = 16
 # A directory that a link led to may be taken away while we are on the way; then the link leads elsewhere.
 _WALKS: Final = 3
-# Whoever writes into a file in place is done within these.
-_ATTEMPTS, _PAUSE_S, _JUST_NOW_NS = 60, 0.003, 100_000_000
+# Whoever writes into a file in place goes on within the pause; whoever has emptied it fills it within half a second.
+_PAUSE_S, _JUST_NOW_NS = 0.003, 100_000_000
+_PATIENCE_S, _EMPTIED_NS = 0.6, 500_000_000
 # Two changes within one step of the file system's clock look the same. The coarsest step is FAT's, two seconds.
 _SETTLED_NS: Final = 2_500_000_000
 
@@ -72,7 +73,8 @@ def read(reference: Reference, path: str, owner: int, known: Reading | None, *, 
         CredentialUnavailable: there is nothing that can be used.
     """
     failure = unavailable(reference, "failed", "it changes faster than it can be read")
-    for _ in range(_ATTEMPTS):
+    end = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < end:
         with _found(reference, path) as fd:
             version = _judged(reference, os.fstat(fd), owner, shared_ok=shared_ok)
             if known is not None and known.version == version and known.version.settled:
@@ -82,9 +84,9 @@ def read(reference: Reference, path: str, owner: int, known: Reading | None, *, 
                 if _is_whole(reference, fd, value, version):
                     return Reading(value, version)
             except CredentialUnavailable as error:
-                if error.state != "empty" or not version.just_now:
+                if error.state != "empty" or version.age_ns > _EMPTIED_NS:
                     raise
-                failure = error  # truncated, and about to be written
+                failure = error
         time.sleep(_PAUSE_S)
     raise failure
 

@@ -291,7 +291,7 @@ class Flow:
         try:
             verdict = await self._judge(ask)
             if isinstance(verdict, Denial) and self._may_intercept(verdict):
-                await self._intercept(Authority(ask.host, port), Identity.SNI, name, verdict)
+                await self._intercept(hello, Authority(ask.host, port), Identity.SNI, name, verdict)
                 return
             if isinstance(verdict, Denial):
                 await self._refuse(refuse.denied(verdict), Language.TLS)
@@ -316,9 +316,9 @@ class Flow:
             case Tls(hello) if hello.sni not in {None, name}:
                 self._record.sniff = "tls"
                 await self._relay_by_server_name(hello, port, name)
-            case Tls() if name is not None and self._may_intercept(denial):
+            case Tls(hello) if name is not None and self._may_intercept(denial):
                 self._record.sniff = "tls"
-                await self._intercept(Authority(name, port), self._known_by(), name, denial)
+                await self._intercept(hello, Authority(name, port), self._known_by(), name, denial)
             case Http():
                 await self._converse(Redirected(port, name))
             case _:
@@ -328,7 +328,9 @@ class Flow:
     def _known_by(self) -> Identity:
         return Identity.AUTHORITY if self._record.mode in {"connect", "socks5"} else Identity.DNS
 
-    async def _intercept(self, authority: Authority, identity: Identity, known: str | None, denial: Denial) -> None:
+    async def _intercept(
+        self, hello: ClientHello, authority: Authority, identity: Identity, known: str | None, denial: Denial
+    ) -> None:
         """End the client's TLS here, as the host of `authority`, and judge every request inside.
 
         `denial` is of a tunnel, and holds where it is another host than this one that is looked into.
@@ -340,11 +342,13 @@ class Flow:
         record.identity, record.target, record.port = identity.value, authority.host, authority.port
         record.sniff = "tls"
         try:
+            if hello.alpn and b"http/1.1" not in hello.alpn:
+                await self._refuse_handshake(refuse.no_application_protocol(hello.alpn))
+                return
             context = interception.certificates.context_for(authority.host)
             self._client = await accept(self._client, context, self._limits.handshake_s)
         except ClientProtocolError as error:
-            record.decision, record.denial_category, record.reason = "deny", INTERCEPT_HANDSHAKE_FAILED, str(error)
-            self._client.close()  # behind the alert
+            await self._refuse_handshake(refuse.malformed(error), spoken=True)
             return
         except ValueError:
             await self._refuse(refuse.denied(denial), Language.TLS)
@@ -352,6 +356,16 @@ class Flow:
         record.decision, record.denial_category, record.rule = "allow", None, None
         record.reason = "the client asked for nothing inside TLS"
         await self._converse(Intercepted(authority, identity, known))
+
+    async def _refuse_handshake(self, refusal: Refusal, *, spoken: bool = False) -> None:
+        """`spoken`: the client has had its alert, if there is any, and is given time to see it."""
+        record = self._record
+        record.decision, record.denial_category = "deny", INTERCEPT_HANDSHAKE_FAILED
+        record.reason = str(refusal.body["reason"])
+        if spoken:
+            await refuse.say_last(self._client, b"", self._limits)
+        else:
+            await self._refuse(refusal, Language.TLS)
 
     async def _sniff(self, upstream: Upstream | None) -> Sniffed | None:
         """The client's language; None when `upstream` is the first to say something that can be understood.

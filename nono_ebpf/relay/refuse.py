@@ -36,6 +36,7 @@ class Alert(IntEnum):
     ACCESS_DENIED = 49
     DECODE_ERROR = 50
     INTERNAL_ERROR = 80
+    NO_APPLICATION_PROTOCOL = 120  # RFC 7301 §3.2
 
 
 # RFC 8446 §5.1: type alert(21), legacy version 0x0303, length 2; §6: level fatal(2)
@@ -156,6 +157,13 @@ def unsupported_upgrade() -> Refusal:
     status = HTTPStatus.NOT_IMPLEMENTED
     reason = "WebSockets are not supported where requests are intercepted"
     return Refusal(status, Alert.ACCESS_DENIED, {"error": "unsupported_upgrade", "reason": reason})
+
+
+def no_application_protocol(offered: tuple[bytes, ...]) -> Refusal:
+    """A client inside TLS that speaks no HTTP/1.1."""
+    named = ", ".join(each.decode("ascii", "replace") for each in offered)
+    reason = f"requests are looked at in HTTP/1.1 only, and the client speaks {named}"
+    return Refusal(HTTPStatus.NOT_IMPLEMENTED, Alert.NO_APPLICATION_PROTOCOL, {"reason": reason})
 
 
 def _reply_for(error: UpstreamError) -> socks5.Reply:

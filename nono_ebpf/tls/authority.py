@@ -44,8 +44,9 @@ LONGEST: Final = timedelta(days=365)
 _BACKDATED: Final = timedelta(hours=1)
 _LEAF_LIFE: Final = timedelta(hours=24)
 _MAX_COMMON_NAME: Final = 64  # RFC 5280, appendix A: ub-common-name
-# Ours: of all names together. They are in every handshake, in which OpenSSL takes 100 KB of certificates.
+# Ours: of all names together, as DER. They are in every handshake, in which Java takes messages of 32 KiB.
 _MAX_NAMES_BYTES: Final = 16384
+_NAME_HEADER_BYTES: Final = 4
 _MIN_RSA_BITS: Final = 2048  # what OpenSSL and Java take without being told to
 # What no server can have: RFC 6761 §6.4, RFC 919 §7, RFC 4291 §2.7.
 _NOBODYS_NAME: Final = x509.DNSName("invalid")
@@ -169,7 +170,8 @@ class CertificateAuthority:
         self._now, self._leaf_valid_for = now, leaf_valid_for
         self._names = frozenset(host.removeprefix("*.") for host in hosts)
         self._any = "*" in self._names
-        self.constrained = not self._any and sum(map(len, self._names)) <= _MAX_NAMES_BYTES
+        names_bytes = sum(len(name) + _NAME_HEADER_BYTES for name in self._names)
+        self.constrained = not self._any and names_bytes <= _MAX_NAMES_BYTES
         constraints = _constraints(self._names) if self.constrained else None
         if parent is None:
             parent = _make_root(constraints, now(), now() + valid_for)

@@ -141,6 +141,22 @@ CATALOGUE: dict[str, Class] = {
     "service-paths": Class(
         "paths and methods around the rules of a credential's host", "what is judged is what is sent"
     ),
+    # --- credentials
+    "foreign-credentials": Class(
+        "a key of the command's own beside the phantom or in its place, in any spelling", "401, nothing is sent"
+    ),
+    "credential-removal": Class(
+        "fields that take the credential out again, redirects that take it elsewhere", "without effect"
+    ),
+    "credential-echo": Class("a server that repeats the credential, in any part of a response", "covered"),
+    "credential-values": Class("a credential with line breaks or control characters in it", "503, nothing is sent"),
+    "secrets-at-rest": Class(
+        "credentials in environments, memory, files, arguments, logs, messages", "nowhere that the command can see"
+    ),
+    "broker-killed": Class("the holder of the credentials, or the proxy, dies", "no request is sent"),
+    "reverse-services": Class(
+        "services of the proxy's port without the phantom, or by another's path", "401; its own requests only"
+    ),
     # --- unix sockets and descriptors
     "pathname-sockets": Class("unix sockets of host daemons, docker, D-Bus, agents", "hidden"),
     "late-pathname-sockets": Class("a daemon's socket made while the sandbox runs, outside /run", "refused"),

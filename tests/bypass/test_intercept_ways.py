@@ -299,7 +299,7 @@ def test_what_is_judged_of_a_path_is_what_is_sent(sandboxed: Sandboxed, name: st
     """In TLS that ends here, with a credential or without: one form arrives, and nothing beside what is permitted."""
     conversations = [get(name, path) for path in (*REFUSED, *SENT)]
     met = dict(zip((*REFUSED, *SENT), map(status, sandboxed.redirected(name, *conversations)), strict=True))
-    assert met == {path: "403" for path in REFUSED} | {"*": "400", "/v1%": "403"} | {path: "200" for path in SENT}
+    assert met == dict.fromkeys(REFUSED, "403") | {"*": "400", "/v1%": "403"} | dict.fromkeys(SENT, "200")
     assert [each.target for each in sandboxed.server.asked] == list(SENT.values())
 
 

@@ -41,7 +41,7 @@ SECRETS = {name: new_secret(name) for name in ("plain", "query")}
 CANARY = new_secret("canary")
 PHANTOM = "Authorization: Bearer @TOKEN@"
 BASES = {"redirect": f"https://{HOST}", "connect": f"https://{HOST}", "reverse": "http://127.0.0.1:@PORT@/plain"}
-ECHOES = ("length", "pieces", "bytes", "gzip")
+ECHOES, HEAD_ECHOES = ("length", "pieces", "bytes", "gzip"), ("reason", "hints")
 
 
 def _python(script: str) -> Callable[..., list[str]]:
@@ -125,7 +125,7 @@ def _fetch(name: str, url: str, *fields: str) -> Errand:
 
 
 def _echoes() -> list[Errand]:
-    return [_fetch(f"echo-{how}", f"https://{HOST}/echo/{how}") for how in ECHOES]
+    return [_fetch(f"echo-{how}", f"https://{HOST}/echo/{how}") for how in ECHOES + HEAD_ECHOES]
 
 
 def _others() -> list[Errand]:
@@ -227,6 +227,16 @@ def test_echo(services: Services, outcome: Outcome, how: str) -> None:
     literal, *_, as_json, end = body.splitlines()
     assert (literal, as_json, end) == ("*" * len(value), json.dumps({"value": "*" * len(value)}), "end")
     assert f"x-echo: {'*' * len(value)}" in head.lower()
+    (received,) = services.server.of(f"echo-{how}")
+    assert received.admitted
+
+
+@pytest.mark.parametrize("how", HEAD_ECHOES)
+def test_echo_in_the_head(services: Services, outcome: Outcome, how: str) -> None:
+    """The same in a reason phrase, and in a response that comes before the final one."""
+    step = outcome.step(f"echo-{how}")
+    assert spelled(step.stdout.encode("latin-1"), SECRETS["plain"]) == []
+    assert "*" * len(SECRETS["plain"]) in step.stdout, step
     (received,) = services.server.of(f"echo-{how}")
     assert received.admitted
 

@@ -54,11 +54,11 @@ git -C "$1" add pushed
 git -C "$1" commit -q -m second
 git -C "$1" push -q origin main
 """
-# npm wants a token to publish, and gets the phantom; it installs with none.
+# npm wants a token to publish, and gets the phantom; it installs with none, and with a cache that has not the package.
 _NPM = """
 set -e
 cd "$1/package"; npm publish
-cd "$1/project"; npm install --no-audit --no-fund "$2"
+cd "$1/project"; npm install --cache "$1/other-cache" --no-audit --no-fund "$2"
 node -p "require('$2')"
 """
 _JAVA = """

@@ -230,7 +230,7 @@ async def upload(request: web.Request) -> web.Response:
 
 
 async def echo(request: web.Request) -> web.StreamResponse:
-    """The credential, as `/echo/HOW`: in a field and the body at once, in pieces, or compressed."""
+    """The credential, as `/echo/HOW`: in fields and a body, which comes at once, in pieces or compressed; or before."""
     value = request.headers.get("Authorization", "").removeprefix("Bearer ")
     body = spellings(value)
     fields = {"X-Echo": value, "X-Echo-Encoded": base64.b64encode(value.encode()).decode()}
@@ -241,6 +241,10 @@ async def echo(request: web.Request) -> web.StreamResponse:
             return web.Response(body=body, headers=fields)
         case "reason":
             return web.Response(status=400, reason=f"what is {value}")
+        case "hints":
+            assert request.transport is not None
+            request.transport.write(f"HTTP/1.1 103 Early Hints\r\nX-Echo: {value}\r\n\r\n".encode())
+            return web.Response()
         case how:
             return await _in_pieces(request, body, fields, 1 if how == "bytes" else 7)
 

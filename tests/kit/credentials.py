@@ -198,16 +198,12 @@ def _in_files(pid: int, wanted: Forms, since_ns: int) -> list[tuple[str, str]]:
 
 
 def of_ours(supervisor: int, secrets: Sequence[str]) -> list[str]:
-    """Where a process of nono-ebpf's own shows one of `secrets` to whoever lists processes: in its arguments, and in
-    the environment of every one but the supervisor, which cannot choose the one that it was started with.
-    """
+    """Where a process of nono-ebpf's own has one of `secrets` for all to list: in its arguments or its environment."""
     threads = Path(f"/proc/{supervisor}/task").iterdir()
     children = [pid for thread in threads for pid in (thread / "children").read_text().split()]
     found = []
     for process in (Path(f"/proc/{pid}") for pid in [supervisor, *children]):
         with suppress(FileNotFoundError, ProcessLookupError):
-            shown = {"cmdline": (process / "cmdline").read_bytes()}
-            if process.name != str(supervisor):
-                shown["environ"] = (process / "environ").read_bytes()
-            found += [f"{process}/{name}" for name, data in shown.items() for each in secrets if spelled(data, each)]
+            shown = {place: place.read_bytes() for place in (process / "cmdline", process / "environ")}
+            found += [str(place) for place, data in shown.items() for each in secrets if spelled(data, each)]
     return found

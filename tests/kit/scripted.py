@@ -7,19 +7,16 @@ what came on each connection, `broken` why a connection carried nothing.
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import h11
 from kit.patience import patient
 from kit.sandboxes import eventually
-
-if TYPE_CHECKING:
-    import ssl
 
 SILENCE_S = patient(60)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -56,7 +53,8 @@ class Scripted:
     """All of them.
 
     `answer`: the pieces of a response; it is asked once the whole request is there, `early` once its head is, and None
-    from that means: not yet. Before an early answer, and behind it, nothing is read for `pause_s`.
+    from that means: not yet. An empty piece ends the connection in good order. Before an early answer, and behind it,
+    nothing is read for `pause_s`.
     """
 
     def __init__(self) -> None:
@@ -139,7 +137,11 @@ class Scripted:
             whole = Asked(head.host, head.method, head.target, head.fields, body)
             self.asked.append(whole)
             if answered is None:
-                _send(stream, self.answer(whole))
+                answered = self.answer(whole)
+                _send(stream, answered)
+            if b"" in answered:
+                _end(stream)
+                return
             connection.send(h11.Response(status_code=200, headers=[("Content-Length", "0")]))
             connection.send(h11.EndOfMessage())
             if connection.our_state is not h11.DONE:
@@ -162,6 +164,12 @@ class Scripted:
 def _asked(host: str, request: h11.Request) -> Asked:
     fields = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers)
     return Asked(host, request.method.decode(), request.target.decode(), fields, b"")
+
+
+def _end(stream: socket.socket) -> None:
+    if isinstance(stream, ssl.SSLSocket):
+        stream.unwrap()
+    stream.shutdown(socket.SHUT_WR)
 
 
 def _send(stream: socket.socket, pieces: Sequence[bytes]) -> None:

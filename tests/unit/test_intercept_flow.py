@@ -8,6 +8,7 @@ import ssl
 from typing import Any
 
 import pytest
+from kit.hellos import alpn, client_hello
 from kit.intercepting import Intercepting
 from kit.relaying import AUTHORIZED, TOKEN, Run, run, to_proxy
 
@@ -300,6 +301,22 @@ def test_a_client_that_does_not_trust_us(run: Run) -> None:
             (record,) = await it.ended()
             assert (record.decision, record.denial_category) == ("deny", "intercept_handshake_failed")
             assert "trust" in (record.reason or "")
+
+    run(script())
+
+
+def test_a_client_that_speaks_no_http_1(run: Run) -> None:
+    """Told so by an alert, instead of by nonsense."""
+
+    async def script() -> None:
+        async with api() as it:
+            client = await it.connect("api.test")
+            await client.send(client_hello("api.test", alpn(b"h2")))
+            assert await client.receive(7) == bytes((21, 3, 3, 0, 2, 2, 120))
+            client.close()
+            (record,) = await it.ended()
+            assert (record.decision, record.denial_category) == ("deny", "intercept_handshake_failed")
+            assert "h2" in (record.reason or "")
 
     run(script())
 

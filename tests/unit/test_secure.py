@@ -219,6 +219,74 @@ def test_a_piece_of_a_record_is_not_waited_for_forever(run: Run, side: str) -> N
     run(script())
 
 
+def test_pieces_without_end_are_not_waited_for_either(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do they keep others from their turn: a peer may be as fast as we are."""
+    turns = 0
+
+    async def another_piece(_self: Stream, _size: int, _deadline_s: float) -> bytes:
+        return b"x"
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def script() -> None:
+        async with secured("client") as (ours, _):
+            whole = ours._tls
+            undecided: Any = SimpleNamespace(take=lambda _raw=b"": b"", ended=False)
+            ours._tls = undecided
+            monkeypatch.setattr(Stream, "_read", another_piece)
+            counting = start(count())
+            with pytest.raises(TimeoutError):
+                await ours.fill(0.05)
+            assert turns > 1
+            counting.cancel()
+            ours._tls = whole
+
+    run(script())
+
+
+@sides
+def test_buffers_of_tls_stay_small(run: Run, side: str) -> None:
+    """OpenSSL keeps the size that they once had, so no more than a record is put into one at a time."""
+
+    class Watched:
+        """Bytes on their way through OpenSSL, and the most that there were."""
+
+        def __init__(self, bio: ssl.MemoryBIO) -> None:
+            self._bio, self.most = bio, 0
+
+        @property
+        def pending(self) -> int:
+            return self._bio.pending
+
+        def read(self) -> bytes:
+            self.most = max(self.most, self._bio.pending)
+            return self._bio.read()
+
+        def write(self, data: bytes) -> int:
+            self.most = max(self.most, self._bio.pending + len(data))
+            return self._bio.write(data)
+
+    async def script() -> None:
+        async with secured(side) as (ours, theirs):
+            incoming, outgoing = Watched(ours._tls._incoming), Watched(ours._tls._outgoing)
+            watched: Any = (incoming, outgoing)
+            ours._tls._incoming, ours._tls._outgoing = watched
+            receiving = start(theirs.receive(MUCH))
+            await ours.send(noise(MUCH), WAIT_S)
+            assert await receiving == noise(MUCH)
+            telling = start(theirs.send(noise(MUCH)))
+            assert await read(ours, MUCH) == noise(MUCH)
+            await telling
+            for each in (incoming, outgoing):
+                assert 1000 < each.most <= 16384 + 300
+
+    run(script())
+
+
 @sides
 def test_what_comes_with_the_handshake_is_read(run: Run, side: str) -> None:
     """In the same segment as its last message, behind which the socket is empty."""

@@ -188,6 +188,7 @@ def test_what_is_not_quiet_is_closed(run: Run, disturbance: str, when: str) -> N
             await first_readable(ours.sock, deadline_s=15)
             if when == "before":
                 it.pool.give_back(ours)
+                assert ours.sock.fileno() == -1
             assert it.pool.idle(it.permit()) is None
             assert ours.sock.fileno() == -1
 

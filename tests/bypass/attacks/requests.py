@@ -8,6 +8,7 @@ import socket
 import ssl
 import time
 from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -96,3 +97,15 @@ def resolved(names: list[str]) -> dict[str, str]:
 
 def variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if "proxy" in name.lower()}
+
+
+def opened(paths: list[str]) -> dict[str, str]:
+    """What each file gives when it is read, or why it does not."""
+    met = {}
+    for path in paths:
+        try:
+            with Path(path).open("rb") as file:
+                met[path] = file.read(100).decode("latin-1")
+        except OSError as error:
+            met[path] = errno.errorcode.get(error.errno or 0, type(error).__name__)
+    return met
