@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 RUN_PACKAGES := python3-bpfcc python3-seccomp linux-libc-dev python3-venv sudo curl openssl
 # To test: real clients, real servers, a compiler for probes that Python cannot write.
 TEST_PACKAGES := wget git redis-server redis-tools postgresql postgresql-client default-jdk-headless \
-	maven libhttpclient-java squid tinyproxy gcc golang-go libc6-dev iproute2 util-linux tcpdump strace tmux openssh-client gnome-keyring dbus
+	maven libhttpclient-java squid tinyproxy gcc golang-go libc6-dev iproute2 util-linux tcpdump strace tmux openssh-client gnome-keyring dbus systemd
 
 # Where only root writes: what root executes must not be the sandboxed account's to change.
 PREFIX ?= /opt/nono-ebpf

@@ -32,7 +32,6 @@ from nono_ebpf.credentials.references import (
     FromHostStore,
     FromKeyring,
     FromOnePassword,
-    Named,
     Reference,
     parse_reference,
     redacted,
@@ -154,13 +153,12 @@ def _around() -> Surroundings:
 
 
 def _set(name: str) -> int:
-    reference = parse_reference(name, "credential set")
-    if not isinstance(reference, Named):
-        raise ConfigError("credential set", "it names another place", hint="write a NAME of letters, digits and _")
     around = _around()
-    kept = resolved(reference, around.uid)
+    kept = resolved(parse_reference(name, "credential set"), around.uid)
+    if not isinstance(kept, FromHostStore | FromKeyring):
+        raise ConfigError("credential set", "it names another place", hint="write a NAME of letters, digits and _")
     try:
-        secret = checked(reference, _typed(name))
+        secret = checked(kept, _typed(name))
     except CredentialUnavailable as error:
         raise ConfigError("credential set", f"{_REFUSED[error.state]}; nothing was changed") from error
     if isinstance(kept, FromHostStore):

@@ -24,6 +24,7 @@ import uvloop
 from nono_ebpf.audit.sink import AuditSink
 from nono_ebpf.audit.summary import Summary
 from nono_ebpf.config.transfer import restore_policy
+from nono_ebpf.credentials.secret import Secret
 from nono_ebpf.denials import KernelDenials
 from nono_ebpf.dns.names import NameTable
 from nono_ebpf.dns.resolver import HostResolver, preload
@@ -78,6 +79,8 @@ def main() -> None:
         _give_up_root(plan)
         tls = _tls(plan)  # reads the system's certificates, and needs calls that are out of reach later
         _confine()
+        if plan.services and not Secret(b"\0").locked:
+            sys.stderr.write("nono-ebpf: warning: the proxy's copies of credentials may be swapped (ulimit -l)\n")
         loop = uvloop.new_event_loop()
         loop.run_until_complete(_serve(plan, tls, _handles(plan, fds), lifeline))
     except (NonoError, ValueError) as error:

@@ -173,10 +173,18 @@ def redacted(reference: Reference) -> str:
 
 
 def resolved(reference: Reference, uid: int) -> Reference:
-    """What a bare name stands for with the rights of `uid`: decided by whose they are, never by what fails."""
-    if not isinstance(reference, Named):
-        return reference
-    return FromHostStore(reference.name) if uid == 0 else FromKeyring(_SERVICE, reference.name)
+    """What a name stands for with the rights of `uid`, and what of our own is in the keyring: decided by whose they
+    are, never by what fails. Root has no keyring.
+    """
+    match reference:
+        case Named(name):
+            return FromHostStore(name) if uid == 0 else FromKeyring(_SERVICE, name)
+        case FromKeyring(service, account, False) if (
+            uid == 0 and service == _SERVICE and _ENTRY_NAME.fullmatch(account)
+        ):
+            return FromHostStore(account)
+        case _:
+            return reference
 
 
 def _variable(name: str, where: str) -> FromEnvironment:

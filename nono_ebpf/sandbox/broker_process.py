@@ -15,6 +15,7 @@ from nono_ebpf.credentials.references import FromEnvironment
 from nono_ebpf.errors import SandboxError
 from nono_ebpf.sandbox import broker_plan, signals
 from nono_ebpf.sandbox.broker_plan import BrokerCredential, BrokerPlan, BrokerReport
+from nono_ebpf.sandbox.proxy_process import to_write_only
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,16 +35,20 @@ class BrokerProcess:
     def __init__(self) -> None:
         self._lifeline, theirs = socket.socketpair()
         self.proxy_end, self._for_broker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stderr = to_write_only()
         self._process = subprocess.Popen(
             [sys.executable, "-I", *PROGRAM, str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=stderr,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
             preexec_fn=signals.restore_defaults,  # no threads here
             env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
         )
         theirs.close()
+        if stderr is not None:
+            os.close(stderr)
 
     @property
     def pid(self) -> int:

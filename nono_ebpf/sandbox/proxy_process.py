@@ -27,7 +27,7 @@ class ProxyProcess:
 
     def __init__(self, group: Cgroup) -> None:
         self._lifeline, theirs = socket.socketpair()
-        stderr = _to_write_only()
+        stderr = to_write_only()
 
         def enter() -> None:
             group.join()
@@ -82,8 +82,11 @@ class ProxyProcess:
             self._process.wait()
 
 
-def _to_write_only() -> int | None:
-    """Our stderr for somebody who is not to read what is typed there; None: it is no terminal, and is passed on."""
+def to_write_only() -> int | None:
+    """Our stderr for somebody who is not to read what is typed there, the caller's to close.
+
+    None: it is no terminal, and is passed on.
+    """
     if not os.isatty(2):
         return None
     return os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)

@@ -134,6 +134,7 @@ def _others() -> list[Errand]:
         _fetch("query", f"https://{QUERY_HOST}/who?key=@TOKEN@&more=1"),
         _fetch("clear", f"http://{HOST}/who"),
         _fetch("impostor", f"https://{IMPOSTOR}/who"),
+        Errand("no-phantom", ["curl", "-sSi", f"{BASES['reverse']}/who", "-H", "X-Client: no-phantom"], held=False),
     ]
 
 
@@ -200,6 +201,12 @@ def test_a_key_that_is_not_the_phantom(services: Services, outcome: Outcome) -> 
     """401 from us, and the service never hears of it."""
     assert outcome.step("foreign").stdout.startswith("HTTP/1.1 401 "), outcome.step("foreign")
     assert services.server.of("foreign") == []
+
+
+def test_the_reverse_road_wants_the_phantom(services: Services, outcome: Outcome) -> None:
+    """401 without it: whoever reaches the port is not therefore a client."""
+    assert outcome.step("no-phantom").stdout.startswith("HTTP/1.1 401 "), outcome.step("no-phantom")
+    assert services.server.of("no-phantom") == []
 
 
 def test_in_clear(services: Services, outcome: Outcome) -> None:

@@ -4,7 +4,7 @@ An input is a kind of connection, one byte, and several messages in fragments (`
 one piece and in others: the messages, their fields, contents and ends, and whether another may follow, are the same
 for every cut and for both readers. What we refuse, h11 may read as it likes. What is sent on for it has no field
 that was not received or is not of our own making, loses none but those of one hop, and no byte of a body becomes a
-message.
+message; with a credential in it, that is there once, and no field takes it out.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from random import Random
 from typing import TYPE_CHECKING, Final
 
 from fuzz.http1_connections import Message, Ours, Reading, Second, read
-from fuzz.http1_fragments import expanded, requests, responses
+from fuzz.http1_fragments import PHANTOM, expanded, requests, responses
 
 from nono_ebpf.authority import Authority
+from nono_ebpf.credentials.injection import Injection, Placement, Presented, inject, read_phantom
+from nono_ebpf.credentials.secret import Secret
 from nono_ebpf.errors import ClientProtocolError
+from nono_ebpf.policy.endpoints import parse_path
 from nono_ebpf.relay.explicit import addressed_to_proxy
 from nono_ebpf.relay.http import Redirected
+from nono_ebpf.session_token import Token
 from nono_ebpf.wire import http1
 
 if TYPE_CHECKING:
@@ -78,6 +82,12 @@ _MANY_FIELDS: Final = 256
 _UPSTREAM: Final = Authority("up.test", 80)
 _ADDRESSINGS: Final = (Redirected(80, None), addressed_to_proxy)
 
+_BEARER: Final = Injection(Placement(), Placement())
+_SECRET: Final = Secret(b"sk-credential")
+_CREDENTIAL: Final = b"Bearer sk-credential"
+_TOKEN: Final = Token(PHANTOM.decode())
+_CREDENTIALS: Final = frozenset((b"authorization", b"x_api_key"))
+
 _ONE_HOP: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
      b"proxy-authorization", b"proxy-authenticate", b"http2-settings", b"x-nono-token")
@@ -110,6 +120,7 @@ def exceptions_met(data: bytes) -> tuple[set[Stricter], Reading]:
     if asked is None:
         for addressing in _ADDRESSINGS:
             _check_requests_sent_on(ours.spans, reading, addressing)
+        _check_requests_with_a_credential(ours.spans, reading)
     else:
         _check_responses_sent_on(ours.spans, reading, asked)
     return met, reading
@@ -267,6 +278,42 @@ def _check_requests_sent_on(
             _same_fields(message, received, own)
             _same_content(message, received)
             assert received.goes_on == message.complete
+
+
+def _check_requests_with_a_credential(spans: list[Span], reading: Reading) -> None:
+    """The same where a credential is put in, in TLS: it is the only one, whatever fields say about fields."""
+    sent = b""
+    judged: list[tuple[Message, str]] = []
+    for span, message in zip(spans, reading.messages, strict=True):
+        assert isinstance(span.head, http1.RequestHead)
+        try:
+            addressed = _ADDRESSINGS[0](span.head)
+        except ClientProtocolError:
+            break
+        path = parse_path(addressed.target)
+        if path is None or span.head.method == "CONNECT":
+            break
+        shown = read_phantom(_BEARER, span.head.fields, path.target, _TOKEN)
+        if shown.presented is Presented.FOREIGN:
+            break
+        fields, target = inject(_BEARER, shown, _SECRET, name="api")
+        authority = addressed.authority
+        sent += http1.request_bytes(span.head, target, authority, websocket=False, tls=True, fields=fields)
+        sent += _body_sent_on(span, message, chunked=isinstance(span.body, http1.ChunkedBody))
+        judged.append((message, target))
+    for again in (read(Ours(), [sent]), read(Second(), [sent])):
+        assert len(again.messages) == len(judged), f"not what was judged: {again}"
+        for received, (message, target) in zip(again.messages, judged, strict=True):
+            assert received.line == (message.line[0], target, "1.1")
+            assert [value for name, value in received.fields if name == b"authorization"] == [_CREDENTIAL]
+            _same_fields(_without_credentials(message), _without_credentials(received), _framing(message))
+            _same_content(message, received)
+
+
+def _without_credentials(message: Message) -> Message:
+    """In any other field, too, a phantom may be, or may have been taken out."""
+    kept = [each for each in message.fields if each[0] not in _CREDENTIALS and PHANTOM not in each[1]]
+    return Message(message.line, kept)
 
 
 def _few(data: bytes) -> list[int]:

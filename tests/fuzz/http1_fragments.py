@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from random import Random
 
 _FIRST, _LITERAL = 0x80, 0xFF
+# A session token, as clients show it in the place of a credential.
+PHANTOM: Final = b"0123456789abcdef" * 4
 _WEBSOCKET_KEY: Final = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 _WEBSOCKET_ACCEPT: Final = b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
 
@@ -49,7 +51,8 @@ _FIELDS: Final = (
     b"x-a:\t one \t two \r\n",
     b"X-Long:\r\n",
     b"Accept-Encoding: gzip, \xfc\r\n",
-    b"Authorization: Bearer abc\r\n",
+    b"Authorization: Bearer " + PHANTOM + b"\r\n",
+    b"x_api_key: " + PHANTOM + b"\r\n",
     b"Expect: 100-continue\r\n",
     b"Connection: close\r\n",
     b"Connection: keep-alive, X-A\r\n",
@@ -70,6 +73,7 @@ _ODD_FIELDS: Final = (
     b"X-A: a\0b\r\n",
     b"X-A\r\n",
     b": 1\r\n",
+    b"Authorization: Bearer abc\r\n",
     b"X\xe4: 1\r\n",
     b"X-A: \x0b\x0c\x7f\x1f\r\n",
     b"X-A: \x85\xa0\r\n",

@@ -147,4 +147,5 @@ def test_a_keyring_that_is_none_is_refused_by_name(name: str, place: Path) -> No
             settings.write_text(f"[backend]\ndefault-keyring={configured}\nkeyring-path={place}\n")
             done = credential(environment, "test", "github_token")
             assert (done.returncode, configured in done.stdout) == (1, True)
+            assert configured.startswith("keyring.backends.") or "which is not trusted" in done.stdout
         assert not (place / "executed").exists()

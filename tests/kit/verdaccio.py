@@ -10,7 +10,6 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,8 +48,10 @@ def _install(place: Path) -> None:
     if done.returncode != 0:
         shutil.rmtree(made)
         missing("verdaccio", f"npm cannot install verdaccio {VERSION}: {done.stderr[-300:]}")
-    with suppress(OSError):  # somebody else was faster
+    try:
         made.rename(place)
+    except OSError:  # somebody else was faster
+        shutil.rmtree(made)
 
 
 class Verdaccio:

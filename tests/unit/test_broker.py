@@ -219,6 +219,7 @@ async def test_each_get_is_what_is_there_now(tmp_path: Path) -> None:
             assert (await credentials.get("a")) is (await credentials.get("a"))
             path.chmod(0o644)
             assert await state_of(credentials, "a") == "not_private"
+            assert credentials._credentials["a"].secret is None  # what cannot be used is not kept either
             keep(path, "two")
             assert (await credentials.get("a")).reveal() == b"two"
             assert (await credentials.get("b")).reveal() == b"s"

@@ -116,6 +116,8 @@ def test_a_bare_name_is_where_whose_rights_are_used_has_it() -> None:
     """In the keyring of an account; in the host's store for root, who has no session. Failing changes nothing."""
     assert resolved(Named("x"), 1000) == FromKeyring("nono", "x")
     assert resolved(Named("x"), 0) == FromHostStore("x")
+    assert resolved(FromKeyring("nono", "google-ai"), 0) == FromHostStore("google-ai")
+    assert resolved(FromKeyring("nono", "google-ai"), 1000) == FromKeyring("nono", "google-ai")
     assert resolved(FromKeyring("s", "a"), 0) == FromKeyring("s", "a")
 
 

@@ -9,7 +9,8 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from kit.expect import missing
@@ -18,6 +19,7 @@ from nono_ebpf.credentials import files, sources
 from nono_ebpf.credentials.files import FileVersion
 from nono_ebpf.credentials.reading import Reading, Surroundings
 from nono_ebpf.credentials.references import FromCredentialsDirectory, FromFile
+from nono_ebpf.credentials.secret import Secret
 from nono_ebpf.errors import CredentialUnavailable
 
 if TYPE_CHECKING:
@@ -221,14 +223,46 @@ def test_a_leased_file_does_not_block(tmp_path: Path) -> None:
 
 def test_a_change_that_the_clock_does_not_show(tmp_path: Path) -> None:
     """Same size, same times, same inode: what was read right after a change is not believed to be the last."""
-    path = keep(tmp_path / "token", "first")
+    version = FileVersion.of(keep(tmp_path / "token", "other").stat())
+    young = Reading(Secret(b"first"), replace(version, age_ns=files._SETTLED_NS - 1))
+    assert read(tmp_path / "token", young).value.reveal() == b"other"
+    settled = Reading(Secret(b"other"), replace(version, age_ns=files._SETTLED_NS + 1))
+    assert read(tmp_path / "token", settled) is settled
+
+
+def test_what_is_written_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where size and times do not tell: a file that was just changed is read until it stays the same."""
+    path = keep(tmp_path / "token", "half1234")
     times = path.stat()
-    known = read(path)
-    assert known.version is not None
-    assert not known.version.settled
-    path.write_bytes(b"other")
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert read(path, known).value.reveal() == b"other"
+    pauses = []
+
+    def sleep(pause_s: float) -> None:
+        if not pauses:
+            with path.open("rb+") as file:
+                file.write(b"whole")
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        pauses.append(pause_s)
+
+    monkeypatch.setattr(files.time, "sleep", sleep)
+    assert read(path).value.reveal() == b"whole234"
+
+
+def test_a_directory_that_is_taken_away_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link that led to it leads to the next one by now, which is found."""
+    path = projected(tmp_path, "old", "..1")
+    follow = os.readlink
+    followed = []
+
+    def readlink(*arguments: Any, **named: Any) -> str:
+        target = follow(*arguments, **named)
+        followed.append(target)
+        if followed == ["..data/token", "..1"]:
+            replace_projection(tmp_path, "new", "..2", "..1")
+        return target
+
+    monkeypatch.setattr(files.os, "readlink", readlink)
+    assert read(path).value.reveal() == b"new"
+    assert followed[2:] == ["..data/token", "..2"]
 
 
 def test_times_in_the_future_prove_nothing() -> None:

@@ -113,7 +113,7 @@ def _told(connect: Callable[[], socket.socket], host: str, how: Conversation) ->
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return _Secured(opened, how, how.get("server_name", host)).conversed()
     except ssl.SSLError as error:
-        return f"TLS: {error.reason}"
+        return f"TLS: {error.reason or error}"
     except EOFError:
         return "ended"
     except OSError as error:
