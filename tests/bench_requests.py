@@ -76,6 +76,9 @@ def connect():
         assert head_of(s)[0].split()[1] == b"200"
     return context.wrap_socket(s, server_hostname=url.hostname) if url.scheme == "https" else s
 
+def gone():
+    raise ConnectionError("the connection ended early")
+
 def ask(s, path, method="GET", **more):
     fields = {"Host": url.netloc, "User-Agent": "bench", "Accept": "*/*", **way["fields"], **more}
     lines = [f"{method} {url.path}{path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
@@ -84,7 +87,7 @@ def ask(s, path, method="GET", **more):
 def head_of(s):
     got = b""
     while (end := got.find(b"\r\n\r\n")) < 0:
-        got += s.recv(65536) or sys.exit("the connection ended")
+        got += s.recv(65536) or gone()
     return got[:end].lower(), got[end + 4:]
 
 def answer(s):
@@ -92,7 +95,7 @@ def answer(s):
     assert head.split()[1] == b"200", head
     got, length = len(rest), int(re.search(rb"\ncontent-length: (\d+)", head)[1])
     while got < length:
-        got += s.recv_into(buffer) or sys.exit("the body ended early")
+        got += s.recv_into(buffer) or gone()
     return got
 
 def requests(count):
@@ -108,7 +111,7 @@ def one_of_many(count):
     with connect() as s:
         ask(s, "/small")
         answer(s)
-        together.wait()
+        together.wait(30)
         began = time.perf_counter()
         for _ in range(count):
             ask(s, "/small")
@@ -132,7 +135,7 @@ def events(count):
     with connect() as s:
         ask(s, f"/events/{count}")
         while len(taken) < count:
-            data += s.recv(65536) or sys.exit("the stream ended")
+            data += s.recv(65536) or gone()
             now = time.monotonic_ns()
             *whole, data = re.split(rb"data: (\d+)\n\n", data)
             taken += [now - int(sent) for sent in whole[1::2]]

@@ -41,7 +41,8 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     `bytes_sent` counts from the sandbox to the upstream, `bytes_received` the other way.
     `pid` and `uid` are those of the initial namespaces, `cgroup` is the cgroup's id.
     `auth_mechanism` and `auth_outcome` are about the session token, which explicit clients of the proxy have to show.
-    `route_id` is the service that a request was for; `credential`, by name, and `injection_mode` are what was put in.
+    `route_id` is the service that a request was for; `credential`, by name, and `injection_mode` are what was put in,
+    or could not be.
     The `mode` of a connection of which TLS was ended here has `intercept` in it.
     `original_destination` and `resolved_address` are "address:port", IPv6 in brackets; a lookup lists every
     address it was answered with, without ports and separated by blanks. With an `upstream_proxy` ("host:port") the

@@ -97,6 +97,7 @@ class Services:
             secret = await self._credentials.get(service.name)
             fields, sent_target = inject(access.injection, read, secret, name=service.name)
         except CredentialUnavailable as error:
+            record.credential = service.name
             _deny(record, DenialCategory.MANAGED_CREDENTIAL_UNAVAILABLE.value, str(error))
             return refuse.credential_unavailable(error)
         record.credential, record.injection_mode = service.name, access.injection.outbound.mode

@@ -49,7 +49,7 @@ def secret_directories(path: Path, user: User, needed: Iterable[Path] = ()) -> t
     takes its place there. The file itself need not be there yet.
 
     None, when the account can neither read the file nor come to: neither the file nor a directory on the way is its
-    own, it may write to none of these directories, and the file's mode has nothing for group and others. Who puts a new
+    own, it may write to none of these directories but such as /tmp, and the file's mode has nothing for others. Who puts a new
     secret there has to keep it so.
 
     Otherwise the directory that the file lies in and, where symbolic links lead to it, each directory that holds one
@@ -123,9 +123,12 @@ def _is_closed(way: _Way, user: User) -> bool:
 
 
 def _is_open(directory: Path, user: User) -> bool:
-    """Whether the account can change what is in it, or give itself the right to."""
-    if directory.stat().st_uid == user.uid:
+    """Whether the account can change others' files in it, or give itself the right to. Not in one such as /tmp."""
+    found = directory.stat()
+    if found.st_uid == user.uid:
         return True
+    if found.st_mode & stat.S_ISVTX:
+        return False
     with user.rights():
         return os.access(directory, os.W_OK, effective_ids=True)
 

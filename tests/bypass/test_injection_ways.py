@@ -114,6 +114,7 @@ KEYS_IN_QUERIES = (
     "key=<token>0",
     "key=other&key=<token>",
 )
+HIDDEN_QUERIES = ("/v1/x%3fkey=other%26a=", "/v1/x%253fkey=other", "/v1/x%3Fkey=other?a=1")
 
 
 @pytest.mark.bypass("foreign-credentials")
@@ -121,6 +122,14 @@ KEYS_IN_QUERIES = (
 def test_no_spelling_of_a_parameter_stands_beside_ours(sandboxed: Sandboxed, query: str) -> None:
     """Of two, a server takes the one it likes."""
     assert [status(each) for each in sandboxed.redirected("maps", get("maps", f"/v1/x?{query}"))] == ["401"]
+    assert sandboxed.server.asked == []
+
+
+@pytest.mark.bypass("foreign-credentials")
+@pytest.mark.parametrize("target", HIDDEN_QUERIES)
+def test_no_query_hides_in_the_path(sandboxed: Sandboxed, target: str) -> None:
+    """A server that hands a decoded path to another makes a query of it, in front of ours."""
+    assert [status(each) for each in sandboxed.redirected("maps", get("maps", target))] == ["400"]
     assert sandboxed.server.asked == []
 
 
@@ -403,8 +412,8 @@ def own(guarded: Guarded) -> Iterator[Sandboxed]:
     """A sandbox of the test's own, to be damaged."""
     guarded.server.forget()
     made = Sandboxed(guarded)
-    yield made
     try:
+        yield made
         made.check(made.records())
     finally:
         made.close()
@@ -445,6 +454,16 @@ def test_without_the_proxy_nothing_leaves(own: Sandboxed) -> None:
     assert by_name.startswith("gaierror")
     assert by_address in {"ECONNREFUSED", "ECONNRESET"}
     assert own.server.asked == []
+
+
+@pytest.mark.bypass("broker-killed")
+def test_nobody_who_has_a_credential_outlives_the_supervisor(own: Sandboxed) -> None:
+    """It is killed while they are in use."""
+    assert [status(each) for each in own.redirected("api", get("api"))] == ["200"]
+    supervisor = Victim(own.agent.process.pid)
+    holders = [_running(supervisor.pid, f"nono_ebpf.{name}") for name in ("broker", "proxy")]
+    supervisor.kill()
+    assert [each.ended() for each in holders] == [True, True]
 
 
 # --- services of the proxy's own port

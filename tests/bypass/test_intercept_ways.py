@@ -132,7 +132,7 @@ DISAGREEING = {
 
 
 @pytest.mark.bypass("intercepted-names")
-@pytest.mark.parametrize("road", ["redirected", "tunnelled"])
+@pytest.mark.parametrize("road", ["redirected", "tunnelled", "by_socks"])
 @pytest.mark.parametrize("case", DISAGREEING)
 def test_names_that_disagree_take_nobody_anywhere(sandboxed: Sandboxed, case: str, road: str) -> None:
     """Whichever of them is the host of a credential: neither that nor any other server hears of it."""
@@ -143,7 +143,7 @@ def test_names_that_disagree_take_nobody_anywhere(sandboxed: Sandboxed, case: st
 
 @pytest.mark.bypass("intercepted-names")
 @pytest.mark.parametrize("name", ["api", "narrow", "judged"])
-@pytest.mark.parametrize("road", ["redirected", "tunnelled"])
+@pytest.mark.parametrize("road", ["redirected", "tunnelled", "by_socks"])
 def test_a_permitted_host_leads_to_no_credential(sandboxed: Sandboxed, name: str, road: str) -> None:
     """Behind its address, and in a tunnel to it, the name in TLS is another's."""
     (answer,) = getattr(sandboxed, road)("open", {"server_name": host(name), "pieces": [get(name)]})
@@ -170,6 +170,17 @@ def test_names_that_agree_lead_to_their_host(sandboxed: Sandboxed, case: str) ->
     answers = [*sandboxed.redirected("api", AGREEING[case]), *sandboxed.tunnelled("api", AGREEING[case])]
     assert [status(answer) for answer in answers] == ["200", "200"]
     assert [(each.host, each.target) for each in sandboxed.server.asked] == [(host("api"), "/v1/x")] * 2
+
+
+@pytest.mark.bypass("intercepted-names")
+def test_the_address_that_was_dialled_is_nobodys(sandboxed: Sandboxed) -> None:
+    """With a credential's host in TLS, its own server is reached; with no name in TLS, nobody is."""
+    named = {"server_name": host("api"), "pieces": [API]}
+    assert [status(each) for each in sandboxed.to_address("198.51.100.9", named)] == ["200"]
+    assert [each.host for each in sandboxed.server.asked] == [host("api")]
+    (answer,) = sandboxed.to_address("198.51.100.9", {"server_name": None, "pieces": [API]})
+    assert not status(answer).isdigit()
+    assert len(sandboxed.server.asked) == 1
 
 
 @pytest.mark.bypass("intercepted-names")
@@ -310,4 +321,25 @@ def test_a_method_that_no_rule_has_is_refused(sandboxed: Sandboxed, method: str)
     """The rules say GET."""
     (answer,) = sandboxed.redirected("narrow", get("narrow", method=method))
     assert status(answer) in {"403", "400"}
+    assert sandboxed.server.asked == []
+
+
+OVERRIDING = (
+    "X-Original-URL: /admin",
+    "x-rewrite-url: /admin",
+    "X_Original_URL: /admin",
+    "X-HTTP-Method-Override: DELETE",
+    "X-HTTP-Method: DELETE",
+    "x-method-override: DELETE",
+)
+
+
+@pytest.mark.bypass("service-paths")
+@pytest.mark.parametrize("field", OVERRIDING)
+def test_no_field_makes_another_request_of_a_judged_one(sandboxed: Sandboxed, field: str) -> None:
+    """Some servers believe it rather than the request line: it is not sent to hosts with rules."""
+    fields = f"{field}\r\n{CLOSE}"
+    for name in ("narrow", "judged"):
+        assert [status(each) for each in sandboxed.redirected(name, get(name, fields=fields))] == ["400"]
+    assert [status(each) for each in sandboxed.in_the_clear("plain", 80, get("plain", fields=fields))] == ["400"]
     assert sandboxed.server.asked == []

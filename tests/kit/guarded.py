@@ -160,6 +160,14 @@ class Sandboxed:
         """The same by CONNECT."""
         return self._kept(self.agent.call(secure.tunnelled, f"{host(name)}:{port}", _whole(conversations)))
 
+    def by_socks(self, name: str, *conversations: Conversation | str, port: int = 443) -> list[str]:
+        """The same by SOCKS5."""
+        return self._kept(self.agent.call(secure.by_socks, f"{host(name)}:{port}", _whole(conversations)))
+
+    def to_address(self, address: str, *conversations: Conversation | str, port: int = 443) -> list[str]:
+        """What comes back from an address that no name was looked up for."""
+        return self._kept(self.agent.call(secure.redirected, address, port, _whole(conversations)))
+
     def to_proxy(self, *texts: list[str] | str) -> list[str]:
         """What the proxy answers to each request (or its pieces)."""
         pieces = [[text] if isinstance(text, str) else text for text in texts]

@@ -105,7 +105,7 @@ def test_without_the_credential_nothing_is_sent(run: Run) -> None:
             assert (body["credential"], body["state"]) == ("api", "missing")
             assert it.seen == []
             (record,) = await it.ended()
-            assert record.denial_category == "managed_credential_unavailable"
+            assert (record.denial_category, record.credential) == ("managed_credential_unavailable", "api")
 
     run(script())
 

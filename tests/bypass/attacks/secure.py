@@ -49,6 +49,11 @@ def tunnelled(authority: str, conversations: list[Conversation]) -> list[str]:
     return [_told(lambda: _tunnel(authority), authority.rpartition(":")[0], each) for each in conversations]
 
 
+def by_socks(authority: str, conversations: list[Conversation]) -> list[str]:
+    """The same in tunnels of SOCKS5."""
+    return [_told(lambda: _by_socks(authority), authority.rpartition(":")[0], each) for each in conversations]
+
+
 def in_the_clear(host: str, port: int, requests: list[list[str]]) -> list[str]:
     """Plain HTTP where TLS is expected."""
     return [spoken((host, port), [shown(piece) for piece in pieces]) for pieces in requests]
@@ -104,6 +109,20 @@ def _tunnel(authority: str) -> socket.socket:
         answer += more
     if b" 200 " not in answer.split(b"\r\n")[0]:
         raise ConnectionError(answer.decode("latin-1"))
+    return opened
+
+
+def _by_socks(authority: str) -> socket.socket:
+    host, _, port = authority.rpartition(":")
+    name = host.encode()
+    opened = socket.create_connection(proxy(), PATIENCE_S)
+    opened.sendall(b"\5\1\2" + shown("\1\4nono\x40<token>").encode("latin-1"))
+    opened.sendall(b"\5\1\0\3" + bytes([len(name)]) + name + int(port).to_bytes(2))
+    answer = b""
+    while len(answer) < 14 and (more := opened.recv(14 - len(answer))):
+        answer += more
+    if answer[:6] != b"\5\2\1\0\5\0":
+        raise ConnectionError(answer.hex())
     return opened
 
 
