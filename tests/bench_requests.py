@@ -6,7 +6,8 @@
 
 With `--peers` also other proxies that put a credential in, where they are installed. Their clients are told of them and
 stand on the machine, in no sandbox: `mitmdump` (found by PATH, streaming, one header set), nono's own by its Python
-package, as a proxy that intercepts and in reverse.
+package, as a proxy that intercepts and in reverse. Where a proxy takes one request from a connection, every request is
+on a new one.
 
 Client and server are the same programs in each; every byte crosses the same veth pair, and the server answers nobody
 without the credential. All stand ready, and take turns by fractions of a second, the order changing with each round:
@@ -31,7 +32,7 @@ import tempfile
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import truediv
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +58,7 @@ DEADLINE_S = 30.0
 
 # Tells for each task how long it took; of events, how long one was on its way.
 CLIENT = r"""
-import base64, json, multiprocessing, os, re, socket, ssl, statistics, struct, sys, time
+import base64, contextlib, json, multiprocessing, os, re, socket, ssl, statistics, struct, sys, time
 from urllib.parse import urlsplit
 way, clients = json.loads(os.path.expandvars(sys.argv[1])), int(sys.argv[2])
 url, proxy = urlsplit(way["url"]), urlsplit(way["proxy"])
@@ -98,25 +99,29 @@ def answer(s):
         got += s.recv_into(buffer) or gone()
     return got
 
-def requests(count):
-    with connect() as s:
-        for warming_up in (True, False):
-            began = time.perf_counter()
-            for _ in range(1 if warming_up else count):
-                ask(s, "/small")
-                answer(s)
-    return time.perf_counter() - began
+def kept():
+    return connect() if way["keeps"] else contextlib.nullcontext()
 
-def one_of_many(count):
-    with connect() as s:
+def get(kept):
+    with contextlib.nullcontext(kept) if kept else connect() as s:
         ask(s, "/small")
         answer(s)
-        together.wait(30)
+
+def repeat(count, start):
+    with kept() as s:
+        get(s)
+        start()
         began = time.perf_counter()
         for _ in range(count):
-            ask(s, "/small")
-            answer(s)
+            get(s)
         return began, time.perf_counter()
+
+def requests(count):
+    began, ended = repeat(count, lambda: None)
+    return ended - began
+
+def one_of_many(count):
+    return repeat(count, lambda: together.wait(30))
 
 def many(count):
     began, ended = zip(*pool.map(one_of_many, [count // clients] * clients, chunksize=1))
@@ -125,9 +130,7 @@ def many(count):
 def connections(count):
     began = time.perf_counter()
     for _ in range(count):
-        with connect() as s:
-            ask(s, "/small")
-            answer(s)
+        get(None)
     return time.perf_counter() - began
 
 def events(count):
@@ -251,7 +254,8 @@ def send_events(tls: ssl.SSLSocket, count: int) -> None:
 class Way:
     """How a client gets to the server. In URL and fields, `$NAME` is a variable that the client finds or is given.
 
-    `options`: of the sandbox it runs in; None: in none. `relaying`: the process to be watched.
+    `options`: of the sandbox it runs in; None: in none. `keeps`: connections are for more than one request. `unable`: what
+    it cannot do. `relaying`: the processes to be watched.
     """
 
     name: str
@@ -261,12 +265,18 @@ class Way:
     variables: dict[str, str] = field(default_factory=dict)
     options: list[str] | None = None
     dial: tuple[str, int] | None = None
+    keeps: bool = True
+    unable: frozenset[str] = frozenset()
     relaying: list[int] = field(default_factory=list)
-    turns: dict[str, list[Turn]] = field(default_factory=lambda: {task: [] for task in TASKS})
+
+    def __post_init__(self) -> None:
+        self.turns: dict[str, list[Turn]] = {task: [] for task in TASKS if task not in self.unable}
 
     def start(self, enter: list[str]) -> None:
-        told = json.dumps({"url": self.url, "proxy": self.proxy, "fields": self.fields, "dial": self.dial})
-        command = [PYTHON, "-c", CLIENT, told, str(CLIENTS)]
+        told = json.dumps(
+            {"url": self.url, "proxy": self.proxy, "fields": self.fields, "dial": self.dial, "keeps": self.keeps}
+        )
+        command = [PYTHON, "-c", CLIENT, json.dumps(told), str(CLIENTS)]
         if self.options is not None:
             command = [*program(*self.options), *command]
         environment = os.environ | self.variables
@@ -387,10 +397,12 @@ def nono(enter: list[str], directory: Path, ca: Path) -> Iterator[list[Way]]:
         told = json.loads(run.stdout.readline())
         trusting = {"SSL_CERT_FILE": told["SSL_CERT_FILE"]}
         phantom = {"Authorization": f"Bearer {told['API_KEY']}"}
-        yield [
-            Way("nono", proxy=told["HTTPS_PROXY"], variables=trusting, dial=(SERVER[0], PORT), relaying=[run.pid]),
-            Way("nono, reverse", url=told["API_BASE_URL"], fields=phantom, relaying=[run.pid]),
+        # Version 0.16 takes one request from a connection, and bodies of 16 MiB at most.
+        ways = [
+            Way("nono", proxy=told["HTTPS_PROXY"], variables=trusting, dial=(SERVER[0], PORT)),
+            Way("nono, reverse", url=told["API_BASE_URL"], fields=phantom),
         ]
+        yield [replace(each, keeps=False, unable=frozenset({"upload"}), relaying=[run.pid]) for each in ways]
 
 
 # ------------------------------------------------------------ the run
@@ -427,14 +439,15 @@ def main() -> None:
 
 def measure(ways: list[Way], rounds: int) -> None:
     for way in ways:
-        for task, amount in TASKS.items():
-            way.do(task, amount // 4)
+        for task in way.turns:
+            way.do(task, TASKS[task] // 4)
     for number in range(rounds):
         sys.stderr.write(f"round {number + 1} of {rounds}\n")
         first = number % len(ways)
         for task, amount in TASKS.items():
             for way in (*ways[first:], *ways[:first]):
-                way.turns[task].append(way.do(task, amount))
+                if task in way.turns:
+                    way.turns[task].append(way.do(task, amount))
 
 
 def show(ways: list[Way]) -> None:
@@ -446,21 +459,31 @@ def show(ways: list[Way]) -> None:
         ("download", f"download of {SIZE >> 20} MiB", " MB/s", 1e6),
         ("upload", f"upload of {SIZE >> 20} MiB", " MB/s", 1e6),
     ):
-        speeds = [[TASKS[task] / turn.wall_s for turn in way.turns[task]] for way in ways]
-        shares = [statistics.median(map(truediv, each, speeds[0])) for each in speeds]
-        cells = [f"{statistics.median(each) / scale:,.0f}{unit}" for each in speeds]
-        row(name, [f"{cell} ({share:.0%})" for cell, share in zip(cells, shares, strict=True)])
+        row(name, [speed(way, ways[0], task, unit, scale) for way in ways])
     late = [statistics.median(turn.wall_s for turn in way.turns["events"]) for way in ways]
     row("an event of a stream, on its way", [f"{each * 1e6:,.0f} µs" for each in late])
-    for task, name, amount, scale in (
-        ("requests", "CPU, µs per request, one connection", 1, 1e6),
-        ("many", f"CPU, µs per request, {CLIENTS} connections", 1, 1e6),
-        ("connections", "CPU, µs per request on a new connection", 1, 1e6),
-        ("download", "CPU, ms per GB downloaded", 1e9, 1e3),
-        ("upload", "CPU, ms per GB uploaded", 1e9, 1e3),
+    for task, name, scale in (
+        ("requests", "CPU, µs per request, one connection", 1e6),
+        ("many", f"CPU, µs per request, {CLIENTS} connections", 1e6),
+        ("connections", "CPU, µs per request on a new connection", 1e6),
+        ("download", "CPU, ms per GB downloaded", 1e12),
+        ("upload", "CPU, ms per GB uploaded", 1e12),
     ):
-        used = [statistics.mean(turn.cpu_s for turn in way.turns[task]) / TASKS[task] * amount * scale for way in ways]
-        row(name, [f"{each:,.0f}" if way.relaying else "" for each, way in zip(used, ways, strict=True)])
+        row(name, [used(way, task, scale) for way in ways])
+
+
+def speed(way: Way, direct: Way, task: str, unit: str, scale: float) -> str:
+    if task not in way.turns:
+        return ""
+    speeds, at_best = ([TASKS[task] / turn.wall_s for turn in each.turns[task]] for each in (way, direct))
+    share = statistics.median(map(truediv, speeds, at_best))
+    return f"{statistics.median(speeds) / scale:,.0f}{unit} ({share:.0%})"
+
+
+def used(way: Way, task: str, scale: float) -> str:
+    if not way.relaying or task not in way.turns:
+        return ""
+    return f"{statistics.mean(turn.cpu_s for turn in way.turns[task]) / TASKS[task] * scale:,.0f}"
 
 
 def row(name: str, cells: list[str]) -> None:

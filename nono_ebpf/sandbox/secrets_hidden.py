@@ -49,8 +49,8 @@ def secret_directories(path: Path, user: User, needed: Iterable[Path] = ()) -> t
     takes its place there. The file itself need not be there yet.
 
     None, when the account can neither read the file nor come to: neither the file nor a directory on the way is its
-    own, it may write to none of these directories but such as /tmp, and the file's mode has nothing for others. Who puts a new
-    secret there has to keep it so.
+    own, it may write to none of these directories but such as /tmp, and the file's mode has nothing for others. Who
+    puts a new secret there has to keep it so.
 
     Otherwise the directory that the file lies in and, where symbolic links lead to it, each directory that holds one
     of these, since a link can be made to lead elsewhere. Left out are those that programs cannot do without and that

@@ -17,7 +17,7 @@ from nono_ebpf.errors import KernelError
 from nono_ebpf.kernel import libc, mounts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from nono_ebpf.sandbox.user import User
 
@@ -120,11 +120,24 @@ def hold_in_place(user: User, paths: Iterable[Path]) -> None:
             parent for parent in {each.parent for each in above} if os.access(parent, os.W_OK, effective_ids=True)
         }
     for directory in sorted(above):
-        parent = directory.parent
-        # Who owns a directory can make it writable.
-        open_to_it = parent in writable or parent.stat().st_uid == user.uid
-        if open_to_it and not _is_kept_by_sticky_bit(user, directory):
-            libc.mount(str(directory), str(directory), None, libc.MS_BIND | libc.MS_REC)
+        with suppress(FileNotFoundError):  # it went with what was in it, as temporary ones do
+            if _can_rename(user, directory, writable):
+                _hold(directory)
+
+
+def _can_rename(user: User, directory: Path, writable: Collection[Path]) -> bool:
+    parent = directory.parent
+    # Who owns a directory can make it writable.
+    open_to_it = parent in writable or parent.stat().st_uid == user.uid
+    return open_to_it and not _is_kept_by_sticky_bit(user, directory)
+
+
+def _hold(directory: Path) -> None:
+    try:
+        libc.mount(str(directory), str(directory), None, libc.MS_BIND | libc.MS_REC)
+    except KernelError as error:
+        if error.errno != errno.ENOENT:
+            raise
 
 
 def _is_kept_by_sticky_bit(user: User, directory: Path) -> bool:

@@ -434,13 +434,16 @@ def test_the_audit_log_follows_no_link_of_the_sandboxed_account(tmp_path: Path) 
 
 def test_a_crashed_supervisors_sandbox_is_cleaned_up_by_the_next_start() -> None:
     """kill -9: the command dies with it, hooks and pins stand until a later start removes them."""
-    with _started("sh", "-c", "echo ready; exec sleep 1000") as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        process.kill()
-        assert process.stdout.read() == ""  # the command's end of the pipe is closed: it is gone
-        process.wait()
-    assert len(abandoned()) == 3
+    for _ in range(5):  # somebody else's start, beside ours, is a later start as well
+        with _started("sh", "-c", "echo ready; exec sleep 1000") as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            process.kill()
+            assert process.stdout.read() == ""  # the command's end of the pipe is closed: it is gone
+            process.wait()
+        if left := abandoned():
+            break
+    assert len(left) == 3
     assert run("true").returncode == 0
     assert abandoned() == []
 

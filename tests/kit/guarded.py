@@ -115,24 +115,20 @@ class Guarded:
                 context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
         return context
 
-    def options(self, credentials: dict[str, dict[str, Any]] | None = None) -> list[str]:
-        """For `nono-ebpf run`: every credential, or these, and the hosts that need none."""
-        defined = {
-            name: {
-                "upstream": f"https://{host(name)}",
-                "credential_key": self.vault.reference(name),
-                "env_var": f"{name.upper()}_KEY",
-                **how,
-            }
-            for name, how in (
-                {**PLACED, **{name: {} for name in PRETENDERS}} if credentials is None else credentials
-            ).items()
-        }
-        allowed = [host("open"), {"domain": host("judged"), "endpoints": [{"method": "GET", "path": "/v1/**"}]}]
-        profile = self.vault.profile(defined, allow_domain=allowed)
+    def options(self) -> list[str]:
+        """For `nono-ebpf run`: every credential, and the hosts that need none."""
+        placed = {**PLACED, **{name: {} for name in PRETENDERS}}
+        profile = self.vault.profile(
+            {name: self._definition(name) | how for name, how in placed.items()},
+            allow_domain=[host("open"), {"domain": host("judged"), "endpoints": [{"method": "GET", "path": "/v1/**"}]}],
+        )
         resolved = [word for name, at in self.network.addresses.items() for word in ("--resolve", f"{name}:{at}")]
         plain = f"http://{host('plain')}/v1/**"
         return ["--profile", str(profile), *resolved, "--upstream-ca", str(self._ca_file), "--allow-domain", plain]
+
+    def _definition(self, name: str) -> dict[str, str]:
+        reference = self.vault.reference(name)
+        return {"upstream": f"https://{host(name)}", "credential_key": reference, "env_var": f"{name.upper()}_KEY"}
 
     def close(self) -> None:
         """End them and remove every trace."""
@@ -142,31 +138,29 @@ class Guarded:
 class Sandboxed:
     """An agent in a sandbox of its own, and everything that it was told."""
 
-    def __init__(self, guarded: Guarded, *more: str) -> None:
+    def __init__(self, guarded: Guarded) -> None:
         self.guarded, self.server = guarded, guarded.server
         self._log = Path(tempfile.mkdtemp(dir=guarded.work)) / "audit.ndjson"
-        command = guarded.machine.enter(
-            [*RUN, *guarded.options(), *more, "--audit-log", str(self._log), "--", *COMMAND]
-        )
+        command = guarded.machine.enter([*RUN, *guarded.options(), "--audit-log", str(self._log), "--", *COMMAND])
         self.agent = Agent(command, ATTACKS, cwd=guarded.machine.home, env=guarded.machine.environment())
         self._told: list[str] = []
         self._seen = 0
 
-    def redirected(self, name: str, *conversations: Conversation | str, port: int = 443) -> list[str]:
+    def redirected(self, name: str, *conversations: Conversation | str) -> list[str]:
         """What comes back in each conversation with the host of `name`; a text is the only thing said."""
-        return self._kept(self.agent.call(secure.redirected, host(name), port, _whole(conversations)))
+        return self._kept(self.agent.call(secure.redirected, host(name), 443, _whole(conversations)))
 
-    def tunnelled(self, name: str, *conversations: Conversation | str, port: int = 443) -> list[str]:
+    def tunnelled(self, name: str, *conversations: Conversation | str) -> list[str]:
         """The same by CONNECT."""
-        return self._kept(self.agent.call(secure.tunnelled, f"{host(name)}:{port}", _whole(conversations)))
+        return self._kept(self.agent.call(secure.tunnelled, f"{host(name)}:443", _whole(conversations)))
 
-    def by_socks(self, name: str, *conversations: Conversation | str, port: int = 443) -> list[str]:
+    def by_socks(self, name: str, *conversations: Conversation | str) -> list[str]:
         """The same by SOCKS5."""
-        return self._kept(self.agent.call(secure.by_socks, f"{host(name)}:{port}", _whole(conversations)))
+        return self._kept(self.agent.call(secure.by_socks, f"{host(name)}:443", _whole(conversations)))
 
-    def to_address(self, address: str, *conversations: Conversation | str, port: int = 443) -> list[str]:
+    def to_address(self, address: str, *conversations: Conversation | str) -> list[str]:
         """What comes back from an address that no name was looked up for."""
-        return self._kept(self.agent.call(secure.redirected, address, port, _whole(conversations)))
+        return self._kept(self.agent.call(secure.redirected, address, 443, _whole(conversations)))
 
     def to_proxy(self, *texts: list[str] | str) -> list[str]:
         """What the proxy answers to each request (or its pieces)."""

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 
 import h11
 from kit.patience import patient
-from kit.sandboxes import eventually
 
 SILENCE_S = patient(60)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -72,19 +71,10 @@ class Scripted:
         self._listeners.append(listener)
         threading.Thread(target=self._accept, args=(host, listener, context), daemon=True).start()
 
-    def of(self, host: str) -> list[Asked]:
-        """What was asked of `host`."""
-        return [each for each in self.asked if each.host == host]
-
     def forget(self) -> None:
         """Begin a new test."""
         self.asked, self.raw, self.broken = [], [], []
         self.answer, self.early, self.pause_s = lambda _: [OK], lambda _: None, 0.0
-
-    def settled(self, host: str, count: int) -> list[Asked]:
-        """What was asked of `host`, once that is `count` requests or can be no more."""
-        eventually(lambda: len(self.of(host)) >= count, timeout_s=1.0)
-        return self.of(host)
 
     def close(self) -> None:
         """Answer nobody any more."""
@@ -117,7 +107,6 @@ class Scripted:
 
     def _converse(self, host: str, stream: socket.socket) -> None:
         carried = Carried(host)
-        self.raw.append(carried)
         connection = h11.Connection(h11.SERVER)
         while True:
             event = self._event(carried, connection, stream)
@@ -152,13 +141,22 @@ class Scripted:
         try:
             while (event := connection.next_event()) is h11.NEED_DATA:
                 data = stream.recv(65536)
-                carried.data += data
+                self._keep(carried, data)
                 connection.receive_data(data)
         except h11.RemoteProtocolError:
             # Not what is only cut off: whoever notices a mistake late resets the connection.
             carried.unreadable = not connection.trailing_data[1]
             return None
         return event
+
+    def _keep(self, carried: Carried, data: bytes) -> None:
+        """What comes on a connection of before `forget` is kept by itself; its end is nothing that came."""
+        if not data:
+            return
+        if not any(each is carried for each in self.raw):
+            carried.data.clear()
+            self.raw.append(carried)
+        carried.data += data
 
 
 def _asked(host: str, request: h11.Request) -> Asked:
