@@ -4,6 +4,8 @@ PYTHON ?= /usr/bin/python3
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests spend most of their time in starting sandboxes, two at once on two cores.
+WORKERS ?= 2
 
 # To run: the distribution's bcc and libseccomp bindings, the kernel's UAPI headers.
 RUN_PACKAGES := python3-bpfcc python3-seccomp linux-libc-dev python3-venv sudo curl openssl
@@ -54,7 +56,7 @@ demo: setup
 	@$(SUDO) $(BIN)/nono-ebpf demo
 
 test: setup-test
-	$(SUDO) $(BIN)/python -m pytest $(ARGS)
+	$(SUDO) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

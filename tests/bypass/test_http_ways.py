@@ -336,6 +336,7 @@ def test_no_tunnel_where_requests_are_judged(start_inside: Callable[..., Agent],
     hello = hellos.records(hellos.message([hellos.server_name(GOOD.encode())]))
     alert = inside.call(requests.hex_pieces, GOOD, zone.HTTP_PORT, [hello.hex()])
     assert alert.encode("latin-1")[0] == 0x15  # an alert of ours: this hello has nothing to agree on
+    request = request.replace(GOOD, f"{GOOD}:{zone.HTTP_PORT}")
     assert "403" in inside.call(requests.over_tls, GOOD, zone.HTTP_PORT, GOOD, request)
     assert inside.call(requests.hex_pieces, GOOD, zone.HTTP_PORT, [b"\0\0binary".hex()]) == "ECONNRESET"
     assert witness.arrived("http") == []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
+import h11
 import pytest
 from attacks import requests
 from kit.credentials import cgroup_of, find_secrets, of_ours
@@ -283,6 +284,19 @@ def test_what_a_server_repeats_is_covered(sandboxed: Sandboxed, case: str, name:
     assert status(answer).isdigit()
     assert "*" * 20 in answer
     assert ("you are " in answer) == (b"you are " in b"".join(ECHOES[case](secret)))
+    assert _is_whole(answer)
+
+
+def _is_whole(answer: str) -> bool:
+    """Whether a second reader finds the end of the response where the connection ends."""
+    client = h11.Connection(h11.CLIENT)
+    client.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
+    client.send(h11.EndOfMessage())
+    client.receive_data(answer.encode("latin-1"))
+    client.receive_data(b"")
+    while not isinstance(event := client.next_event(), h11.EndOfMessage | h11.ConnectionClosed):
+        pass
+    return isinstance(event, h11.EndOfMessage) and client.trailing_data[0] == b""
 
 
 @pytest.mark.bypass("credential-echo")
