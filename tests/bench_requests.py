@@ -23,6 +23,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import ssl
 import statistics
@@ -40,6 +41,8 @@ from typing import TYPE_CHECKING
 import trustme
 from bench import PYTHON, SERVER, TICKS_S, Turn, process, program
 from kit.namespaces import Namespaces, enter_command, inside, listen_stream
+
+from nono_ebpf.kernel import libc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,8 +158,8 @@ def upload(length):
     with connect() as s:
         began = time.perf_counter()
         ask(s, "/upload", "POST", **{"Content-Length": length})
-        for _ in range(length // len(block)):
-            s.sendall(block)
+        for sent in range(0, length, len(block)):
+            s.sendall(block[:length - sent])
         answer(s)
         return time.perf_counter() - began
 
@@ -182,7 +185,8 @@ import json, os, sys
 from nono_py import ProxyConfig, RouteConfig, start_proxy
 url, host, ca, directory = sys.argv[1:]
 route = RouteConfig("api", url, credential_key="env://BENCH_KEY", env_var="API_KEY", tls_ca=ca)
-proxy = start_proxy(ProxyConfig(allowed_hosts=[host], routes=[route], intercept_ca_dir=directory))
+many = 65536  # it keeps for a while those that have ended
+proxy = start_proxy(ProxyConfig([host], [route], intercept_ca_dir=directory, max_connections=many))
 print(json.dumps(proxy.env_vars() | proxy.credential_env_vars()), flush=True)
 sys.stdin.read()
 """
@@ -192,7 +196,8 @@ sys.stdin.read()
 
 
 def serve(listener: socket.socket, context: ssl.SSLContext) -> None:
-    """One of the server's processes, with a thread for each connection."""
+    """One of the server's processes, with a thread for each connection. Ends with the bench, also when that is killed."""
+    libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     while True:
         client, _ = listener.accept()
         threading.Thread(target=converse, args=(client, context), daemon=True).start()
@@ -254,8 +259,8 @@ def send_events(tls: ssl.SSLSocket, count: int) -> None:
 class Way:
     """How a client gets to the server. In URL and fields, `$NAME` is a variable that the client finds or is given.
 
-    `options`: of the sandbox it runs in; None: in none. `keeps`: connections are for more than one request. `unable`: what
-    it cannot do. `relaying`: the processes to be watched.
+    `options`: of the sandbox it runs in; None: in none. `keeps`: connections are for more than one request. `unable`:
+    what it cannot do. `relaying`: the processes to be watched.
     """
 
     name: str
@@ -276,7 +281,7 @@ class Way:
         told = json.dumps(
             {"url": self.url, "proxy": self.proxy, "fields": self.fields, "dial": self.dial, "keeps": self.keeps}
         )
-        command = [PYTHON, "-c", CLIENT, json.dumps(told), str(CLIENTS)]
+        command = [PYTHON, "-c", CLIENT, told, str(CLIENTS)]
         if self.options is not None:
             command = [*program(*self.options), *command]
         environment = os.environ | self.variables
