@@ -196,7 +196,7 @@ sys.stdin.read()
 
 
 def serve(listener: socket.socket, context: ssl.SSLContext) -> None:
-    """One of the server's processes, with a thread for each connection. Ends with the bench, also when that is killed."""
+    """One of the server's processes, a thread for each connection. Ends with the bench, also one that is killed."""
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     while True:
         client, _ = listener.accept()

@@ -227,7 +227,7 @@ def test_a_process_in_another_cgroup_gets_no_further(
         assert (met["new, permitted"][:1], met["new, denied"] in refused) == ("6", True), met
     else:
         assert (met["new, permitted"], met["new, denied"]) == ("ENETUNREACH", "ENETUNREACH"), met
-        assert met["new, proxy"] == "ECONNRESET"
+        assert met["new, proxy"] in {"ECONNRESET", "ENOTCONN"}  # whichever call comes behind the reset
 
 
 @pytest.mark.bypass("listening-inside")

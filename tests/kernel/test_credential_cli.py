@@ -167,7 +167,7 @@ def test_through_sudo_it_is_said_whose_they_would_be(own: Path) -> None:
         ("file:///dev/null", "not_a_file", 1),
         ("cmd://x", "unsupported", 1),
         ("apple-password://a/b", "unsupported", 1),
-        ("keyring://nono/x", "no_keyring", 1),
+        ("keyring://other/x", "no_keyring", 1),
     ],
 )
 def test_a_reference_of_any_kind_is_tried(reference: str, state: str, status: int, own: Path) -> None:
