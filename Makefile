@@ -65,6 +65,7 @@ check: setup
 
 bench: setup-test
 	$(SUDO) $(BIN)/python tests/bench.py $(ARGS)
+	$(SUDO) $(BIN)/python tests/bench_requests.py $(ARGS)
 
 # Coverage-guided, without root: `make fuzz TARGET=client_hello SECONDS=600`; without TARGET each in turn.
 fuzz: SECONDS ?= 60

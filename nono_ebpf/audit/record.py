@@ -31,6 +31,9 @@ AuthOutcome = Literal["succeeded", "failed"]
 # Long enough for any path that a person will read; a record stays far below a pipe's and a page's size.
 TEXT_LIMIT = 2048
 
+# ensure_ascii, the default, escapes DEL and everything outside ASCII.
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+
 # The `denial_category` of a name that only a resolver's search list made: recorded, never shown in a summary.
 SEARCH_LIST = "search_list"
 
@@ -107,8 +110,7 @@ def without_query(target: str) -> str:
 def to_line(record: Record) -> bytes:
     """The record as one line of ASCII JSON with its line feed. Never raises for hostile text."""
     fields = {name: _bounded(value) for name, value in msgspec.to_builtins(record).items()}
-    # ensure_ascii, json's default, escapes DEL and everything outside ASCII.
-    return json.dumps(fields, separators=(",", ":")).encode("ascii") + b"\n"
+    return _ENCODER.encode(fields).encode("ascii") + b"\n"
 
 
 def from_line(line: bytes) -> Record:

@@ -13,6 +13,7 @@ import stat
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -72,7 +73,7 @@ def read(reference: Reference, path: str, owner: int, known: Reading | None, *, 
     Raises:
         CredentialUnavailable: there is nothing that can be used.
     """
-    failure = unavailable(reference, "failed", "it changes faster than it can be read")
+    failure: CredentialUnavailable | None = None
     end = time.monotonic() + _PATIENCE_S
     while time.monotonic() < end:
         with _found(reference, path) as fd:
@@ -88,7 +89,7 @@ def read(reference: Reference, path: str, owner: int, known: Reading | None, *, 
                     raise
                 failure = error
         time.sleep(_PAUSE_S)
-    raise failure
+    raise failure or unavailable(reference, "failed", "it changes faster than it can be read")
 
 
 @contextmanager
@@ -96,12 +97,19 @@ def _found(reference: Reference, path: str) -> Iterator[int]:
     """An O_PATH descriptor of the file itself."""
     with ExitStack() as stack:
         try:
-            yield _walked(reference, Path(path), stack)
+            yield _walked(reference, path, stack)
         except OSError as error:
             raise _refused(reference, error) from error
 
 
-def _walked(reference: Reference, path: Path, stack: ExitStack) -> int:
+@lru_cache(maxsize=64)  # a path is the same for each request
+def _split(path: str) -> tuple[str, str]:
+    """The directory, and the name in it."""
+    whole = Path(path)
+    return str(whole.parent), whole.name
+
+
+def _walked(reference: Reference, path: str, stack: ExitStack) -> int:
     for _ in range(_WALKS - 1):
         try:
             return _walk(reference, path, stack)
@@ -110,10 +118,11 @@ def _walked(reference: Reference, path: Path, stack: ExitStack) -> int:
     return _walk(reference, path, stack)
 
 
-def _walk(reference: Reference, path: Path, stack: ExitStack) -> int:
+def _walk(reference: Reference, path: str, stack: ExitStack) -> int:
     """Raises OSError, or CredentialUnavailable where a link leads out of the directory."""
-    here = _opened(stack, str(path.parent), _PATH_ONLY | os.O_DIRECTORY)
-    steps, links = [path.name], 0
+    directory, name = _split(path)
+    here = _opened(stack, directory, _PATH_ONLY | os.O_DIRECTORY)
+    steps, links = [name], 0
     while steps:
         fd = _opened(stack, steps.pop(0), _PATH_ONLY | os.O_NOFOLLOW, here)
         if not stat.S_ISLNK(os.fstat(fd).st_mode):

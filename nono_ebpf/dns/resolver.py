@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 # RFC 6761 §6.3: the addresses of the name itself, whatever the interface carries.
 _LOCALHOST: tuple[IPAddress, ...] = (ipaddress.IPv6Address("::1"), ipaddress.IPv4Address("127.0.0.1"))
+_BOTH = (dns.rdatatype.AAAA, dns.rdatatype.A)
 _VERSION_OF = {dns.rdatatype.A: 4, dns.rdatatype.AAAA: 6}
 # Class E (RFC 1112 §4): nobody's address, so only a host that may bind foreign addresses can bind it.
 _NOBODY_V4 = ipaddress.IPv4Address("240.0.0.1")
@@ -112,12 +113,14 @@ class HostResolver:
         One family may fail as long as the other gives addresses.
         Raises UpstreamError: no such name, or no usable answer.
         """
-        answers = await asyncio.gather(
-            self.resolve(host, dns.rdatatype.AAAA),
-            self.resolve(host, dns.rdatatype.A),
-            return_exceptions=True,
+        if (local := self._local(host)) is not None:
+            return tuple(sorted(dict.fromkeys(local), key=lambda each: each.address.version, reverse=True))
+        cached = [answer for each in _BOTH if (answer := self._cache.get((host, each))) is not None]
+        if len(cached) == len(_BOTH):
+            return _combined(host, cached)
+        return _combined(
+            host, await asyncio.gather(*(self.resolve(host, each) for each in _BOTH), return_exceptions=True)
         )
-        return _combined(host, answers)
 
     async def resolve(self, host: str, rdtype: dns.rdatatype.RdataType) -> Answer:
         """The answer for the canonical `host` and A or AAAA. Raises UpstreamError when there is none."""

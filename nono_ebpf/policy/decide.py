@@ -167,7 +167,7 @@ def _judge_request(policy: Policy, ask: Ask) -> _Judged | Denial | None:
     if isinstance(service, Denial):
         return service
     if service is not None:
-        return replace(service, rule=judged.rule if judged else None)
+        return service if judged is None else replace(service, rule=judged.rule)
     if ask.request is None and policy.allow.intercepts:
         return _intercepted(policy, ask)
     return judged

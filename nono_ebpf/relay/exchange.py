@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from nono_ebpf.errors import UpstreamError
@@ -250,6 +251,9 @@ class Exchange:
 
 
 def _scrubbed(head: http1.ResponseHead, scrubber: Scrubber) -> http1.ResponseHead:
+    # One look at all of it is mostly enough, and costs a tenth.
+    if not scrubber.occurs_in(head.reason, *chain.from_iterable(head.fields)):
+        return head
     fields = tuple([(scrubber.text(name), scrubber.text(value)) for name, value in head.fields])
     return replace(head, reason=scrubber.text(head.reason), fields=fields)
 

@@ -206,13 +206,16 @@ def upstream_fault(upstream: str) -> Fault:
 
 def field_values(fields: Fields, name: bytes) -> list[bytes]:
     """Every value of the field `name` (lower case)."""
-    return [value for key, value in fields if key.lower() == name]
+    size = len(name)
+    return [value for key, value in fields if len(key) == size and key.lower() == name]
 
 
 def list_tokens(fields: Fields, name: bytes) -> set[bytes]:
     """The members of a comma-separated field (RFC 9110 §5.6.1), lower case."""
-    members = b",".join(field_values(fields, name)).lower().split(b",")
-    return {member.strip(b" \t") for member in members} - {b""}
+    values = field_values(fields, name)
+    if not values:
+        return set()
+    return {member.strip(b" \t") for member in b",".join(values).lower().split(b",")} - {b""}
 
 
 def wants_close(head: RequestHead | ResponseHead) -> bool:

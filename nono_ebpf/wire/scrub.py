@@ -56,6 +56,10 @@ class Scrubber:
         made._forms = self._forms
         return made
 
+    def occurs_in(self, *texts: bytes) -> bool:
+        """Whether `text` may change one of them; False: it changes none."""
+        return bool(self._spans(b"\n".join(texts)))
+
     def text(self, data: bytes) -> bytes:
         """`data`, which is all there is, without secrets."""
         return _hide(data, self._spans(data))
@@ -104,7 +108,7 @@ class _Form:
 
     def found(self, data: bytes) -> Iterator[_Span]:
         """Where it stands in `data`, those that overlap as one."""
-        if not any(spelling in data for spelling in self._rare):
+        if not any(map(data.__contains__, self._rare)):
             return
         for head in self._heads:
             start = end = 0

@@ -103,6 +103,15 @@ def test_a_login() -> None:
     assert visible(scrubbed(b"Basic " + base64.b64encode(b"x:" + password), password)) == b"Basic eDp=="
 
 
+def test_whether_there_is_anything_to_hide() -> None:
+    """In any of the texts, in whatever form; none is taken together with its neighbour."""
+    scrubber = Scrubber([KEY, ODD])
+    for written in (KEY, quote(ODD).encode(), base64.b64encode(b"a" + KEY), json.dumps(ODD.decode()).encode()):
+        assert scrubber.occurs_in(b"x-request-id", written, b"")
+        assert scrubber.text(written) != written
+    assert not scrubber.occurs_in(b"OK", b"x-key", b"abcdef", KEY[:9], KEY[9:])
+
+
 def test_short_values_are_left_alone() -> None:
     """They would be found where they are none."""
     short = b"x" * (MIN_SECRET_BYTES - 1)
