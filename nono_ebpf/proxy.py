@@ -44,6 +44,7 @@ from nono_ebpf.relay.secure_upstreams import SecureUpstreams
 from nono_ebpf.relay.services import Access, Services
 from nono_ebpf.sandbox import handover, landlock, privileges, seccomp
 from nono_ebpf.session_token import Token
+from nono_ebpf.tls import authority
 from nono_ebpf.tls.authority import CertificateAuthority, parse_parent
 from nono_ebpf.tls.contexts import ServerContexts, ServiceTls, UpstreamContexts, context_for
 
@@ -76,6 +77,8 @@ def main() -> None:
     try:
         preload()
         plan, fds = _received(lifeline)
+        if plan.interception is not None:
+            authority.preload()
         _give_up_root(plan)
         tls = _tls(plan)  # reads the system's certificates, and needs calls that are out of reach later
         _confine()
@@ -114,9 +117,9 @@ def _tls(plan: handover.ProxyPlan) -> Tls:
     own = {each.name: ServiceTls(each.tls_ca, each.tls_client_cert, each.tls_client_key) for each in plan.services}
     parent = None if wanted.ca is None or wanted.ca_key is None else parse_parent(wanted.ca, wanted.ca_key)
     valid_for, leaf_valid_for = timedelta(seconds=wanted.ca_validity_s), timedelta(seconds=wanted.leaf_validity_s)
-    authority = CertificateAuthority(wanted.hosts, valid_for, parent, leaf_valid_for)
+    made = CertificateAuthority(wanted.hosts, valid_for, parent, leaf_valid_for)
     upstreams = UpstreamContexts(plan.upstream_ca, own)
-    return Tls(access, upstreams, ServerContexts(authority), authority.certificate_pem)
+    return Tls(access, upstreams, ServerContexts(made), made.certificate_pem)
 
 
 def _handles(plan: handover.ProxyPlan, fds: list[int]) -> Handles:

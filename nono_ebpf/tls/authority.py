@@ -89,6 +89,13 @@ def _parse_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
     return certificates
 
 
+def preload() -> None:
+    """Have Python load what it takes to read and to sign certificates, while its own files can be read."""
+    leaf = CertificateAuthority(["localhost"]).leaf("localhost")
+    x509.load_pem_x509_certificates(leaf.chain_pem)
+    _parse_key(leaf.key_pem)
+
+
 def _parse_key(pem: bytes) -> _Key:
     try:
         key = load_pem_private_key(pem, None)

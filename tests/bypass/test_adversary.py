@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from kit.witness import Witness
     from kit.world import World
 
-pytestmark = [pytest.mark.root, pytest.mark.kernel, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.kernel, pytest.mark.slow, pytest.mark.alone]
 
 HERE = Path(__file__).parent
 DAEMONS = (HERE / "daemons.py").read_text()

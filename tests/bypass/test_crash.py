@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kit.machine import Machine, Record
     from kit.world import World
 
-pytestmark = [pytest.mark.root, pytest.mark.kernel, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.kernel, pytest.mark.slow, pytest.mark.alone]
 
 RESTLESS = (Path(__file__).parents[1] / "kit" / "restless.py").read_text()
 ALLOWED, DENIED = "v4.one.example.com", "v4.db.example.com"

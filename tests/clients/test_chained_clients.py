@@ -308,7 +308,7 @@ def test_a_killed_proxy_inside_tls(
     office = open_office("squid", tls=world._key.read_text() + world._certificate.read_text())
     options = ["--resolve", f"git.example.com:{zone.GATEWAY_V4}", "--upstream-proxy", f"https://git.example.com:{PORT}"]
     options += ["--upstream-ca", str(world.ca_file), *allowing(f"banner.example.com:{PEER_PORT}")]
-    command = [sys.executable, "-c", GREET, "banner.example.com", str(PEER_PORT), "wait"]
+    command = ["/usr/bin/python3", "-c", GREET, "banner.example.com", str(PEER_PORT), "wait"]
     with world.machine.start(options, command, log=tmp_path / "audit.ndjson") as running:
         assert running.stdout is not None
         said = running.stdout.readline()

@@ -31,7 +31,7 @@ from nono_ebpf.relay.secure import accept, secure
 from nono_ebpf.relay.secure_upstreams import SecureUpstreams
 from nono_ebpf.relay.stream import Stream, Upstream, connect, tune
 from nono_ebpf.sandbox import landlock, privileges, seccomp
-from nono_ebpf.tls.authority import CertificateAuthority
+from nono_ebpf.tls.authority import CertificateAuthority, preload
 from nono_ebpf.tls.contexts import ServerContexts, ServiceTls, UpstreamContexts, context_for
 
 LIMITS = Limits()
@@ -47,6 +47,7 @@ class Place:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
         os.chdir("/")
+        preload()
         privileges.become(account.pw_uid, account.pw_gid, ())
         elsewhere = trustme.CA()
         us = elsewhere.issue_cert("us.test")
