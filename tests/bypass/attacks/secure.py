@@ -60,8 +60,9 @@ def in_the_clear(host: str, port: int, requests: list[list[str]]) -> list[str]:
 
 
 def uploads(host: str, port: int, sizes: list[int]) -> list[str]:
-    """What comes for a body of each size, on a connection of its own, all at once, and another request behind it. Nothing
-    where there was no connection to be had: there are many.
+    """What comes for a body of each size, on a connection of its own, all at once, and another request behind it.
+
+    Nothing, where there was no connection to be had: there are many.
     """
     with ThreadPoolExecutor(len(sizes)) as pool:
         return list(pool.map(partial(_upload, host, port), sizes))
