@@ -19,7 +19,7 @@ from nono_ebpf.config.presets import find_network_profile, find_preset, nearest,
 from nono_ebpf.config.references import command_name
 from nono_ebpf.config.routes import Route, Surroundings, clashes, custom_route, provider_routes
 from nono_ebpf.config.schema import CustomCredential
-from nono_ebpf.config.settings import CA_SHORTEST_S, Interception
+from nono_ebpf.config.settings import CA_SHORTEST_S, Interception, Ports
 from nono_ebpf.errors import ConfigError
 from nono_ebpf.policy.endpoints import parse_endpoint_rule
 from nono_ebpf.policy.rules import WEB_PORTS, Rule, parse_allow_rule, parse_deny_rule
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from nono_ebpf.config.options import Overrides, ServiceEndpoint
-
-# First and last port, and where they were written.
-Ports = tuple[Sourced[tuple[int, int]], ...]
 
 
 @dataclass(slots=True)

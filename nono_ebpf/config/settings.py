@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nono_ebpf.config.merge import Sourced
+
 if TYPE_CHECKING:
-    from nono_ebpf.config.compile import Ports
-    from nono_ebpf.config.merge import Sourced
     from nono_ebpf.config.no_proxy import NoProxy
     from nono_ebpf.config.routes import Route
     from nono_ebpf.policy.rules import Policy
 
 CA_SHORTEST_S, _DAY_S = 60 * 60, 24 * 60 * 60
+# First and last port, and where they were written.
+Ports = tuple[Sourced[tuple[int, int]], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nono_ebpf.errors import UpstreamError
 from nono_ebpf.policy.decide import Ask, Denial, Permit, Resolve, decide
@@ -26,17 +26,6 @@ if TYPE_CHECKING:
     from nono_ebpf.relay.services import Services
     from nono_ebpf.relay.splice import Pipes
     from nono_ebpf.session_token import Token
-
-# `denial_category` of what no rule decided.
-PROTOCOL: Final = "protocol"  # the client broke its protocol
-NO_ORIGIN: Final = "no_origin"  # the kernel has no record of the connection
-AUTHENTICATION_FAILED: Final = "authentication_failed"  # nono's name for it
-INTERCEPT_HANDSHAKE_FAILED: Final = "intercept_handshake_failed"  # nono's name for it
-RATE_LIMITED: Final = "rate_limited"  # more requests to a service than it may be sent
-UNSUPPORTED_UPGRADE: Final = "unsupported_upgrade"  # nono's name for it
-UNKNOWN_SERVICE: Final = "unknown_service"  # a request for us ourselves, and nothing here has that name
-INTERNAL: Final = "internal"  # a fault of ours
-
 
 # Whether a process may have a permitted name looked up now; a refusal is recorded by whoever is asked.
 Admit = Callable[[str, "Process | None"], bool]

@@ -19,7 +19,7 @@ from nono_ebpf.model import Endpoint, Identity
 from nono_ebpf.policy.decide import DenialCategory
 from nono_ebpf.policy.endpoints import parse_path
 from nono_ebpf.relay import refuse
-from nono_ebpf.relay.context import AUTHENTICATION_FAILED, UNKNOWN_SERVICE, Context
+from nono_ebpf.relay.categories import AUTHENTICATION_FAILED, UNKNOWN_SERVICE
 from nono_ebpf.relay.exchange import Addressed
 from nono_ebpf.relay.refuse import Language
 from nono_ebpf.relay.services import not_the_phantom
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from nono_ebpf.audit.record import Mode, Record
     from nono_ebpf.policy.services import Service
+    from nono_ebpf.relay.context import Context
     from nono_ebpf.relay.http import Conversation
     from nono_ebpf.relay.stream import Stream
 

@@ -33,14 +33,8 @@ from nono_ebpf.errors import ClientProtocolError, NonoError, UpstreamError
 from nono_ebpf.model import FlowOrigin, Identity, Process, ResolvedAddress
 from nono_ebpf.policy.decide import Ask, Denial, DenialCategory, Permit
 from nono_ebpf.relay import refuse
-from nono_ebpf.relay.context import (
-    INTERCEPT_HANDSHAKE_FAILED,
-    INTERNAL,
-    NO_ORIGIN,
-    PROTOCOL,
-    Context,
-    note_verdict,
-)
+from nono_ebpf.relay.categories import INTERCEPT_HANDSHAKE_FAILED, INTERNAL, NO_ORIGIN, PROTOCOL
+from nono_ebpf.relay.context import Context, note_verdict
 from nono_ebpf.relay.explicit import Explicit, Wanted, addressed_to_proxy
 from nono_ebpf.relay.http import Conversation, Intercepted, Redirected
 from nono_ebpf.relay.refuse import Language, Refusal

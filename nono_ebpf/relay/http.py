@@ -22,7 +22,8 @@ from nono_ebpf.model import Identity
 from nono_ebpf.policy.decide import Ask, Denial, Permit
 from nono_ebpf.policy.endpoints import Request
 from nono_ebpf.relay import refuse
-from nono_ebpf.relay.context import PROTOCOL, UNSUPPORTED_UPGRADE, Context, note_verdict
+from nono_ebpf.relay.categories import PROTOCOL, UNSUPPORTED_UPGRADE
+from nono_ebpf.relay.context import Context, note_verdict
 from nono_ebpf.relay.exchange import Addressed, Exchange, Outcome
 from nono_ebpf.relay.refuse import Language, Refusal
 from nono_ebpf.relay.secure import SecureUpstream

@@ -22,7 +22,7 @@ from nono_ebpf.credentials.injection import (
 from nono_ebpf.errors import CredentialUnavailable
 from nono_ebpf.policy.decide import DenialCategory
 from nono_ebpf.relay import refuse
-from nono_ebpf.relay.context import AUTHENTICATION_FAILED, RATE_LIMITED
+from nono_ebpf.relay.categories import AUTHENTICATION_FAILED, RATE_LIMITED
 from nono_ebpf.wire.scrub import Scrubber
 
 if TYPE_CHECKING:

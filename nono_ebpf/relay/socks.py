@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nono_ebpf.errors import ClientProtocolError
 from nono_ebpf.relay import refuse
-from nono_ebpf.relay.context import AUTHENTICATION_FAILED, PROTOCOL
+from nono_ebpf.relay.categories import AUTHENTICATION_FAILED, PROTOCOL
 from nono_ebpf.wire import NEED_MORE, NeedMore, socks5
 
 if TYPE_CHECKING:
