@@ -55,37 +55,9 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             environment.pop(name, None)
     settings = _settings(options, user, environment)
     installation.check(user)
-
-    def read(path: str, where: str) -> bytes:
-        return _read(where, path, user)
-
     if secrets := set(secret_variables(settings, environment)) & environment.keys():
         carried.start_again(arguments, environment, umask, secrets)
-    secret = _upstream_secret(settings, user, before)
-    interception, services = interception_plan(settings, read), service_plans(settings, read)
-    credentials = _credentials(settings, user, environment, before)
-    found = without_secrets(settings, user, environment, _view(options, settings, user), argv[0])
-    upstream = settings.policy.upstream_proxy
-    request = supervisor.Request(
-        command=Command(argv, environment, umask),
-        view=found,
-        domain=_domain(options, settings, found),
-        policy=transfer.dump_policy(settings.policy),
-        pinned=parse_pinned(options.resolve),
-        audit_fd=None,
-        verbose=options.verbose,
-        no_proxy=None if options.no_proxy_env else settings.no_proxy,
-        open_ports=numbers(settings.open_ports),
-        upstream_auth=secret,
-        upstream_tls=upstream is not None and upstream.tls,
-        upstream_ca=None if options.upstream_ca is None else _read("--upstream-ca", options.upstream_ca, user),
-        interception=interception,
-        services=services,
-        credentials=credentials,
-        urls={each.base_url_variable: each.name for each in settings.routes if each.base_url_variable is not None},
-        keys={each.key_variable: each.name for each in settings.routes if each.key_variable is not None},
-        ca_variables=settings.tls_intercept.ca_env_vars,
-    )
+    request = _request(options, settings, user, Command(argv, environment, umask), before)
     _check_machine()
     request.domain.check()
     for warning in settings.warnings:
@@ -95,6 +67,37 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if options.audit_log is not None:
         request = request.with_audit(open_audit_log(options.audit_log, user))
     return supervisor.run(request)
+
+
+def _request(
+    options: argparse.Namespace, settings: Settings, user: User, command: Command, before: Carried | None
+) -> supervisor.Request:
+    def read(path: str, where: str) -> bytes:
+        return _read(where, path, user)
+
+    routes, upstream = settings.routes, settings.policy.upstream_proxy
+    seen = _view(options, settings, user)
+    found = without_secrets(settings, user, command.environment, seen, command.argv[0])
+    return supervisor.Request(
+        command=command,
+        view=found,
+        domain=_domain(options, settings, found),
+        policy=transfer.dump_policy(settings.policy),
+        pinned=parse_pinned(options.resolve),
+        audit_fd=None,
+        verbose=options.verbose,
+        no_proxy=None if options.no_proxy_env else settings.no_proxy,
+        open_ports=numbers(settings.open_ports),
+        upstream_auth=_upstream_secret(settings, user, before),
+        upstream_tls=upstream is not None and upstream.tls,
+        upstream_ca=None if options.upstream_ca is None else _read("--upstream-ca", options.upstream_ca, user),
+        interception=interception_plan(settings, read),
+        services=service_plans(settings, read),
+        credentials=_credentials(settings, user, command.environment, before),
+        urls={each.base_url_variable: each.name for each in routes if each.base_url_variable is not None},
+        keys={each.key_variable: each.name for each in routes if each.key_variable is not None},
+        ca_variables=settings.tls_intercept.ca_env_vars,
+    )
 
 
 def _command(argv: Sequence[str]) -> tuple[str, ...]:

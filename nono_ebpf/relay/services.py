@@ -10,6 +10,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from nono_ebpf.audit.record import without_query
 from nono_ebpf.credentials.injection import (
     Injection,
     Presented,
@@ -83,7 +84,7 @@ class Services:
         """What to send on of a permitted request, or what to answer: nothing goes on without the credential."""
         access = self._access[service.name]
         record.route_id = service.name
-        record.path = redacted_target(access.injection, target)
+        record.path = without_query(redacted_target(access.injection, target))
         read = self.phantom(service, head, target)
         if read.presented is Presented.FOREIGN:
             return not_the_phantom(service, record, f"the request has a credential of its own ({read.foreign})")

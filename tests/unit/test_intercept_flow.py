@@ -130,6 +130,8 @@ def test_what_is_judged_is_what_is_sent(run: Run) -> None:
         async with api("GET /v1/**") as it:
             await it.ask("api.test", get(it, "/v1//x/../models?q=%2e"))
             assert it.seen[0].startswith(b"GET /v1/models?q=%2e HTTP/1.1\r\n")
+            (record,) = await it.ended()
+            assert record.path == "/v1/models"  # queries hold secrets
 
     run(script())
 
