@@ -68,8 +68,8 @@ def read(reference: Reference, around: Surroundings, known: Reading | None = Non
             raise unavailable(entry, "unsupported", "Apple's passwords are on macOS only; use the keyring or a file")
         case FromCommand() as entry:
             raise unavailable(entry, "unsupported", "cmd:// is not supported yet")
-        case Named():  # pragma: no cover
-            raise AssertionError
+        case Named():  # `resolved` leaves none
+            raise AssertionError(reference)
 
 
 def read_file(reference: FromFile, rights: AbstractContextManager[None], owner: int) -> Secret:
