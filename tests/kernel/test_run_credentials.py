@@ -7,15 +7,18 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from kit.checkout import opened
+from kit.expect import require
 from kit.patience import patient
 from kit.sandboxes import abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel]
 
@@ -84,6 +87,35 @@ def test_what_the_command_is_told(profile: Path) -> None:
     assert "missing (env://MISSING_KEY)" in lines[0]
     assert "waiting (file://" in lines[1]
     assert "until it is there" in lines[1]
+    assert SECRET not in done.stdout + done.stderr
+
+
+def test_through_sudo(profile: Path) -> None:
+    """An ordinary user's variable is the broker's: the command has the phantom in its place, and the rest as it was."""
+    require("sudo")
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
+        sudoers, own = Path(place, "sudoers"), Path(place, "agent.json")
+        sudoers.write_text("Defaults env_reset\nALL ALL=(ALL) NOPASSWD: ALL\n")
+        sudoers.chmod(0o440)
+        known = {"a": {"upstream": "https://a.test", "credential_key": "env://MY_KEY", "env_var": "A_KEY"}}
+        own.write_text(json.dumps({"network": {"custom_credentials": known, "credentials": ["a"]}}))
+        Path(place).chmod(0o755)
+        allow = ["sh", "-ec", f'mount --bind {sudoers} /etc/sudoers; exec "$@"', "sh"]
+        become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        program = [sys.executable, "-I", "-m", "nono_ebpf", "run", "--profile", str(own), "--", "env"]
+        done = subprocess.run(
+            opened([*allow, *become, *program]),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=patient(60),
+            check=False,
+            cwd="/var/tmp",
+            env={"PATH": "/usr/bin:/bin", "MY_KEY": SECRET, "OTHER": "kept"},
+        )
+    told = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    assert told.get("A_KEY") == told["NONO_PROXY_TOKEN"], done.stderr
+    assert (told.get("MY_KEY"), told["OTHER"]) == (None, "kept")
     assert SECRET not in done.stdout + done.stderr
 
 
