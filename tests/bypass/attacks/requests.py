@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def spoken(target: tuple[str, int], pieces: list[str]) -> str:
                 if index:
                     time.sleep(0.05)
                 opened.sendall(piece.encode("latin-1"))
-            opened.shutdown(socket.SHUT_WR)
+            with suppress(OSError):  # reset already: reading tells it, behind whatever was answered before
+                opened.shutdown(socket.SHUT_WR)
             return read_all(opened)
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, type(error).__name__)
