@@ -139,6 +139,8 @@ class _Supervisor:
             say(self._request.domain.describe())
         self._serve_credentials()
         certificate = self._proxy.serve(self._plan(), self._fds())
+        if self._broker is not None:
+            self._broker.proxy_end.close()  # the proxy's alone: with the proxy ends who serves it
         init.wait_ready()
         origdst.write_open_ports(self._maps.open_ports, self._request.open_ports)
         self._set_alive(alive=True)
@@ -203,12 +205,15 @@ class _Supervisor:
         origdst.write_settings(self._maps.settings, settings)
 
     def _child_ended(self, pid: int, wait_status: int) -> None:
-        """The proxy crashed: from now on connect(2) fails, and who waits in the listeners' queues is told."""
-        if self._broker is not None and pid == self._broker.pid:
+        if pid == self._proxy.pid:
+            self._proxy_ended(wait_status)
+        elif self._broker is not None and pid == self._broker.pid:
             self._broker.ended(wait_status)
-            say("what reads credentials has ended; requests that need one are answered 503")
-        if pid != self._proxy.pid:
-            return
+            if self._proxy.running:
+                say("what reads credentials has ended; requests that need one are answered 503")
+
+    def _proxy_ended(self, wait_status: int) -> None:
+        """It crashed: from now on connect(2) fails, and who waits in the listeners' queues is told."""
         self._proxy.ended(wait_status)
         self._set_alive(alive=False)
         for listener in (*self._listeners.proxy, *self._listeners.dns_tcp):

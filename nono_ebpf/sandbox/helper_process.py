@@ -46,6 +46,11 @@ class HelperProcess:
         """Its process id."""
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Nobody has reaped it."""
+        return self._process.returncode is None
+
     def ended(self, wait_status: int) -> None:
         """It was reaped elsewhere."""
         self._process.returncode = os.waitstatus_to_exitcode(wait_status)
@@ -60,7 +65,7 @@ class HelperProcess:
     def end(self) -> None:
         """Whatever state it is in."""
         self.lifeline.close()
-        if self._process.returncode is None:
+        if self.running:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
 
