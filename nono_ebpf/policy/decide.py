@@ -243,6 +243,11 @@ def _judge_services(policy: Policy, ask: Ask) -> _Judged | Denial | None:
             return Denial(DenialCategory.ENDPOINT_POLICY, name, ask.port, _in_context(ask, name, reason), None, None)
     if not managed or ask.request is None:
         return None
+    if not policy.managed.most_specific(ask.host, ask.port or 0):
+        reason = (
+            f"it is another name of {managed[0].pattern}, and the credential {managed[0].text} is for that one alone"
+        )
+        return Denial(DenialCategory.ENDPOINT_POLICY, ask.host, ask.port, reason, managed[0], None)
     known = [policy.services[rule.text] for rule in managed if rule.text in policy.services]
     if len(known) < len(managed):
         missing = next(rule for rule in managed if rule.text not in policy.services)

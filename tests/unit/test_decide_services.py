@@ -129,6 +129,16 @@ def test_a_named_service_is_the_only_one_asked() -> None:
     assert found.service.name == "b"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "evil.localhost"])
+def test_a_credential_is_for_one_spelling_of_loopback(host: str) -> None:
+    """Somebody else may listen where another spelling leads: no credential, and nothing without it either."""
+    local = policy([service("local", "localhost", tls=False)], allow=[parse_allow_rule("localhost:443", "test")])
+    request = replace(GET, tls=False)
+    own = (ResolvedAddress(ip_address("127.0.0.1"), own=True, pinned=True),)
+    assert isinstance(decide(local, replace(ask(request, "localhost"), addresses=own)), Permit)
+    assert denied(decide(local, replace(ask(request, host), addresses=own))) is DenialCategory.ENDPOINT_POLICY
+
+
 def test_the_most_specific_host_wins() -> None:
     """A wildcard's credential is not sent to a host that has one of its own."""
     found = decide(policy([service("wide", "*.test"), service("own")]), ask())
