@@ -91,6 +91,11 @@ class Exchange:
         unanswered = self.upstream.received_bytes == self._received_before
         return unanswered and self._head.method in _REPEATABLE and not self._had_body
 
+    @property
+    def cut_off(self) -> bool:
+        """The response was over before the request's body: the client may still be sending."""
+        return not self._body.done
+
     async def run(self) -> Outcome:
         """Relay the request and its response.
 
@@ -109,7 +114,7 @@ class Exchange:
         except ExceptionGroup as errors:
             # Either side's error ends the other; who failed first is what happened.
             raise errors.exceptions[0] from None
-        if not self._body.done:
+        if self.cut_off:
             return Outcome.CLOSE_BOTH
         # What the server did not take of this body it would take from the front of the next request.
         return Outcome.CLOSE_UPSTREAM if outcome is Outcome.KEEP and not self._uploaded else outcome

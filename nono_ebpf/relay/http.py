@@ -281,8 +281,9 @@ class Conversation:
         if isinstance(outgoing, Refusal):
             return await self._refuse(head, record, outgoing)
         if outgoing is not None and without_query(outgoing.judged) != without_query(addressed.target):
-            # The phantom was a part of the path: what is left of it is what the rules are about.
-            permit = await self._judge(head, replace(addressed, target=outgoing.judged), record)
+            # The phantom was a part of the path: what is left of it is what the rules of the same service are about.
+            service = None if permit.service is None else permit.service.name
+            permit = await self._judge(head, replace(addressed, target=outgoing.judged, service=service), record)
             if isinstance(permit, Denial):
                 return await self._refuse(head, record, refuse.denied(permit))
         return await self._carry(permit, _Sending(head, addressed, outgoing), record)
@@ -386,6 +387,8 @@ class Conversation:
             self.close()
         else:
             self._give_back()
+        if exchange.cut_off:
+            await self._client.linger(self._limits.linger_s, self._limits.linger_bytes)
         return outcome is Outcome.KEEP or outcome is Outcome.CLOSE_UPSTREAM
 
 

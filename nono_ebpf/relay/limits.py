@@ -55,4 +55,4 @@ class Limits:
     challenges: int = 4  # 407s on one connection; a client that waits for the first one needs no other
     interim_responses: int = 64  # 1xx before one final response
     linger_s: float = 1.0  # reading on after a refusal, so that a RST does not overtake it (RFC 9112 §9.6)
-    linger_bytes: int = 1 << 20
+    linger_bytes: int = 16 << 20  # what an upload has under way when its answer comes early, and more

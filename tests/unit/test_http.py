@@ -421,6 +421,28 @@ def test_early_answer_to_an_unfinished_upload(run: Run) -> None:
     run(script())
 
 
+def test_who_goes_on_uploading_hears_the_early_answer(run: Run) -> None:
+    """What comes behind the answer is read away: a reset would overtake it, and many clients then show nothing else."""
+
+    async def script() -> None:
+        async with Relaying("a.test") as it:
+            client = await it.connect("a.test")
+            server = await it.accept()
+            size = 4_000_000
+            head = f"POST / HTTP/1.1\r\nHost: a.test:{it.port}\r\nContent-Length: {2 * size}\r\n\r\n"
+            await client.send(head.encode())
+            await head_of(server)
+            await server.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+            assert (await head_of(client))[0] == "HTTP/1.1 413 Too Large"
+            assert await server.receive_all() == b""
+            for _ in range(40):
+                await client.send(b"x" * (size // 40))
+            assert await client.receive_all() == b""
+            client.finish()
+
+    run(script())
+
+
 def test_broken_upload_is_the_clients_fault(run: Run) -> None:
     """A malformed chunk ends the request: the client gets a 400, the server no end of the body."""
 

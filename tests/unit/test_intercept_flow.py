@@ -412,3 +412,21 @@ def test_a_phantom_in_the_path(run: Run) -> None:
             assert (record.auth_mechanism, record.injection_mode) == ("phantom_path", "url_path")
 
     run(script())
+
+
+def test_a_phantom_in_the_path_leads_to_no_other_service(run: Run) -> None:
+    """Without it the path must be the same service's: another of that host has rules and a credential of its own."""
+
+    async def script() -> None:
+        services = {
+            name: service(name, "api.test", f"GET {path}/**") for name, path in (("one", "/t"), ("other", "/admin"))
+        }
+        shown = Injection(Placement(header="X-Key"), Placement("url_path", path_pattern="/t/{}"))
+        async with Intercepting(services, dict.fromkeys(services, SECRET), injections={"one": shown}) as it:
+            answers = await it.ask("api.test", get(it, f"/t/{TOKEN}/admin/x"))
+            assert answers.startswith(b"HTTP/1.1 403 ")
+            assert it.seen == []
+            (record,) = await it.ended()
+            assert (record.route_id, record.denial_category) == ("one", "endpoint_policy")
+
+    run(script())
