@@ -34,7 +34,13 @@ STAND_IN: Final = "{}"
 
 _IN_A_FIELD: Final = frozenset(("header", "basic_auth"))
 # Where keys are sent, whatever the service: in these fields nothing but the phantom is a client's to send.
-_CUSTOMARY_FIELDS: Final = frozenset((b"authorization", b"x-api-key", b"x-goog-api-key", b"api-key", NONO_TOKEN))
+_CUSTOMARY_FIELDS: Final = frozenset(
+    (b"authorization", b"x-api-key", b"x-goog-api-key", b"api-key", b"private-token", b"job-token", b"deploy-token",
+     NONO_TOKEN)
+)  # fmt: skip
+_ONE_SPELLING: Final = bytes(
+    each if chr(each).isalnum() and each < 128 else ord("-") for each in bytes(range(256)).lower()
+)
 # What is left of a value whose key was an empty variable.
 _NO_KEY: Final = frozenset((b"", b"basic", b"bearer", b"token"))
 # Too common as names to be refused; the audit log takes them for credentials.
@@ -248,8 +254,10 @@ def _headers(injection: Injection) -> set[bytes]:
 
 
 def _folded(name: bytes) -> bytes:
-    """One spelling for what servers may take for the same field: in CGI (RFC 3875 §4.1.18) `-` and `_` are one."""
-    return name.lower().replace(b"_", b"-")
+    """One spelling for what servers may take for the same field: in CGI (RFC 3875 §4.1.18) `-` and `_` are one, and
+    some servers make a `_` of every other character, too.
+    """
+    return name.translate(_ONE_SPELLING)
 
 
 def _format(placement: Placement) -> str:

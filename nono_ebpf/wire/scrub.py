@@ -25,8 +25,8 @@ MIN_SECRET_BYTES: Final = 8
 # Long enough to be rare, short enough that the end of a piece is searched for it and not tried byte by byte.
 _HEAD_BYTES: Final = 4
 
-# RFC 3986 §2.3, without the tilde, which some escape.
-_PLAIN: Final = frozenset(each.encode() for each in string.ascii_letters + string.digits + "-._")
+# RFC 3986 §2.3, without the tilde and the hyphen, which some escape (Django's escapejs, for one).
+_PLAIN: Final = frozenset(each.encode() for each in string.ascii_letters + string.digits + "._")
 _BASE64: Final = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
 _IN_BASE64: Final = {
     "+": (b"+", b"-", b"%2B", b"%2b", b"\\u002b", b"\\u002B"),
@@ -204,7 +204,8 @@ def _spellings(character: bytes) -> tuple[bytes, ...]:
     percent = "".join(f"%{each:02x}" for each in character)
     text = character.decode("utf-8", "replace")
     unicode = "".join(f"\\u{unit:04x}" for unit in _utf_16(text))
-    for each in (percent, unicode):
+    # Twice: a target that is a parameter of another, as a redirect to a login has it.
+    for each in (percent, percent.replace("%", "%25"), unicode):
         escaped += [each.encode(), each.upper().replace("U", "u").encode()]
     escaped += [f"&#{number};".encode() for each in text for number in _in_html(ord(each))]
     return tuple(dict.fromkeys((*escaped, *_NAMED_IN_HTML.get(character, ()))))
@@ -221,7 +222,7 @@ def _utf_16(text: str) -> Iterator[int]:
 
 def _in_html(code: int) -> tuple[str, ...]:
     """HTML, §13.5: character references by number."""
-    return str(code), f"x{code:x}", f"x{code:X}"
+    return str(code), f"{code:03}", f"x{code:x}", f"x{code:X}"
 
 
 def _in_base64(secret: bytes, before: int) -> Iterator[tuple[bytes, ...]]:
