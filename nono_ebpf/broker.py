@@ -87,13 +87,8 @@ def _take_rights(plan: BrokerPlan, references: Sequence[Reference]) -> None:
     if not any(map(sources.needs_set_id, references)):
         privileges.become(plan.uid, plan.gid, plan.groups)
         return
-    os.setgroups(plan.groups)
-    os.setresgid(plan.gid, plan.gid, plan.gid)
-    os.setresuid(plan.uid, plan.uid, plan.uid)
+    privileges.take_ids(plan.uid, plan.gid, plan.groups)
     libc.clear_capabilities()
-    # A change of ids resets both.
-    libc.prctl(libc.PR_SET_DUMPABLE, 0)
-    libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _texts(environment: dict[bytes, bytes]) -> dict[str, str]:
@@ -195,7 +190,7 @@ class Lazy:
     def ask(self, request: messages.Request, reply: Reply) -> None:
         """Answered when it is known. What is being read may be older than the question, which waits for the next."""
         if len(self._waiting) >= _WAITING_MAX:
-            reply(messages.Answer(request.id, "failed", name=self.name, problem="too many requests wait for it"), None)
+            reply(messages.Answer(request.id, "failed", problem="too many requests wait for it"), None)
             return
         self._waiting.append((request, reply))
         if not self._busy:
@@ -213,7 +208,12 @@ class Lazy:
             return
         started_s = _now_s()
         deadline_s = sources.deadline_s(self.reference, self._around)
-        attempt = Attempt(self.reference, deadline_s, lambda: sources.read(self.reference, self._around).value)
+        try:
+            attempt = Attempt(self.reference, deadline_s, lambda: sources.read(self.reference, self._around).value)
+        except CredentialUnavailable as error:
+            self._lose(error)
+            self._tell()
+            return
         self._busy = True
         self._selector.register(attempt, selectors.EVENT_READ, lambda: self._receive(attempt, started_s))
 
@@ -227,12 +227,16 @@ class Lazy:
             self._failure = None
             self._until_s = started_s + sources.lifetime_s(self.reference)
         except CredentialUnavailable as error:
-            self._held.drop()
-            self._failure = error
-            self._until_s = _now_s() + _RETRY_S
+            self._lose(error)
         self._tell()
         if self._waiting:
             self._next()
+
+    def _lose(self, error: CredentialUnavailable) -> None:
+        """For a while that is the answer."""
+        self._held.drop()
+        self._failure = error
+        self._until_s = _now_s() + _RETRY_S
 
     def _tell(self) -> None:
         asked, self._asked = self._asked, []
@@ -333,8 +337,6 @@ def _state(credential: Kept | Lazy) -> CredentialState:
     try:
         credential.look()
     except CredentialUnavailable as error:
-        if not sources.is_supported(credential.reference):
-            return CredentialState(name, reference, "unsupported", error.state, error.problem)
         availability: Availability = "missing" if isinstance(credential, Variable) else "waiting"
         return CredentialState(name, reference, availability, error.state, error.problem)
     return CredentialState(name, reference, "present")

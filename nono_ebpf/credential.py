@@ -40,9 +40,10 @@ from nono_ebpf.credentials.references import (
 from nono_ebpf.credentials.secret import Secret
 from nono_ebpf.errors import ConfigError, CredentialUnavailable, printable
 from nono_ebpf.sandbox import sudo
+from nono_ebpf.sandbox.privileges import take_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from nono_ebpf.sandbox.user import User
 
@@ -67,6 +68,7 @@ _REFUSED = {
 }
 FAILED = 1
 _LOOK_S = 10.0
+_KEPT = FromKeyring("nono", "")  # all that an account keeps under bare names
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,33 +121,61 @@ def main(options: argparse.Namespace) -> int:
         return FAILED
 
 
-def keyring_state(user: User | None, runtime: str = "") -> str:
-    """Where bare names are kept for `user` (None: root), and whether they can be had there now: one line.
+def keyring_state(user: User | None, runtime: str = "") -> tuple[bool, str]:
+    """Whether what is kept under bare names for `user` (None: root) can be had now, and a line about it for people.
 
     `runtime`: the user's XDG_RUNTIME_DIR, where that is not the usual one.
     """
     if user is None:
-        return f"root's credentials are in the host's encrypted store, {credstore.STORE}"
-    reference = FromKeyring("nono", "")
-    environment = {"HOME": user.home, "XDG_RUNTIME_DIR": runtime or f"/run/user/{user.uid}"}
-    keyring_store.preload()
+        return True, f"root's credentials are in the host's encrypted store, {credstore.STORE}"
+    environment = _environment(user, runtime)
 
     def look() -> Secret:
-        if os.geteuid() == 0:
-            os.setgroups(user.groups)
-            os.setresgid(user.gid, user.gid, user.gid)
-            os.setresuid(user.uid, user.uid, user.uid)
-        return Secret(keyring_store.state(reference, environment).encode())
+        return Secret(keyring_store.state(_KEPT, environment).encode())
 
     try:
-        return f"the keyring of {user.name} is {Attempt(reference, _LOOK_S, look).result().reveal().decode()}"
+        return True, f"the keyring of {user.name}: {_as(user, _KEPT, look).reveal().decode()}"
     except CredentialUnavailable as error:
-        return f"the keyring of {user.name}: {error.problem}"
+        return False, f"the keyring of {user.name}: {error.problem}"
 
 
-def why_unreadable(reference: Reference) -> CredentialUnavailable | None:
-    """Why the caller's account cannot read it now; None when it can."""
-    return _failure(reference, _around())
+def why_unreadable(reference: Reference, user: User | None = None) -> CredentialUnavailable | None:
+    """Why the caller's account, or that of `user`, for whom root asks, cannot read it now; None when it can."""
+    if user is None:
+        return _failure(reference, _around())
+    around = Surroundings(user.uid, user.uid, _environment(user))
+
+    def look() -> Secret:
+        sources.read(reference, around)
+        return Secret(b"")
+
+    try:
+        _as(user, reference, look)
+    except CredentialUnavailable as error:
+        return error
+    return None
+
+
+def needs_session(reference: Reference) -> bool:
+    """Whether it is found by variables of the asker's session, which are not there through sudo."""
+    return isinstance(reference, FromEnvironment | FromCredentialsDirectory | FromOnePassword | FromBitwarden)
+
+
+def _environment(user: User, runtime: str = "") -> dict[str, str]:
+    """What is known of it from outside of the user's session."""
+    return {"HOME": user.home, "XDG_RUNTIME_DIR": runtime or f"/run/user/{user.uid}"}
+
+
+def _as(user: User, reference: Reference, look: Callable[[], Secret]) -> Secret:
+    """What `look` finds with the rights of `user`, those of the calling process where that is not root's."""
+    sources.preload([reference], user.uid)
+
+    def become_and_look() -> Secret:
+        if os.geteuid() == 0:
+            take_ids(user.uid, user.gid, user.groups)
+        return look()
+
+    return Attempt(reference, _LOOK_S, become_and_look).result()
 
 
 def _around() -> Surroundings:
@@ -194,6 +224,9 @@ def _list(*, as_json: bool) -> int:
     console = Console()
     if as_json:
         sys.stdout.write(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    elif not rows:
+        place = credstore.STORE if around.uid == 0 else _where(_KEPT)
+        sys.stderr.write(f"nono-ebpf: no credential is in {place}; `nono-ebpf credential set NAME` keeps one there\n")
     elif console.is_terminal:
         console.print(_table(rows))
     else:
@@ -211,14 +244,12 @@ def _in_host_store(around: Surroundings) -> list[Row]:
 
 
 def _in_keyring(around: Surroundings) -> list[Row]:
-    service = FromKeyring("nono", "")
-
     def look() -> Secret:
-        return Secret(msgspec.json.encode(keyring_store.entries(service, around.environment)))
+        return Secret(msgspec.json.encode(keyring_store.entries(_KEPT, around.environment)))
 
-    found = Attempt(service, keyring_store.timeout_s(around.environment), look).result().reveal()
+    found = Attempt(_KEPT, keyring_store.timeout_s(around.environment), look).result().reveal()
     entries = msgspec.json.decode(found, type=list[keyring_store.Entry])
-    return [Row(each.account, _where(service), "locked" if each.locked else "readable") for each in entries]
+    return [Row(each.account, _where(_KEPT), "locked" if each.locked else "readable") for each in entries]
 
 
 def _test(text: str, *, as_json: bool) -> int:

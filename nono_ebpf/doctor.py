@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from rich.table import Table
 from nono_ebpf.config import load
 from nono_ebpf.config.files import read_profile
 from nono_ebpf.config.options import Overrides
-from nono_ebpf.credential import keyring_state, why_unreadable
+from nono_ebpf.credential import keyring_state, needs_session, why_unreadable
 from nono_ebpf.credentials.references import parse_reference, redacted
 from nono_ebpf.kernel.probe import Finding, State, findings
 from nono_ebpf.sandbox import sudo
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from nono_ebpf.config.routes import Route
+    from nono_ebpf.sandbox.user import User
 
 _TRIAL_TIMEOUT_S = 180  # an emulated machine takes one of them
 _COLOURS = {State.YES: "green", State.NO: "red", State.UNKNOWN: "yellow"}
@@ -96,28 +98,42 @@ def _sudo() -> Finding:
 
 def _keyring() -> Finding:
     uid = sudo.invoking_uid() or os.geteuid()
-    state = keyring_state(find_user(str(uid)) if uid else None)
-    return Finding("keyring", State.UNKNOWN, state, "credentials that are written as a bare name", needed=False)
+    usable, detail = keyring_state(find_user(str(uid)) if uid else None)
+    state = State.YES if usable else State.NO
+    return Finding("keyring", state, detail, "credentials that are written as a bare name", needed=False)
 
 
 def _credentials(overrides: Overrides) -> Iterator[Finding]:
     """Of the services that the rules put in use: whether each could be read now, by whoever asks."""
     if overrides == Overrides():
         return
-    settings = load.settings(overrides, read_profile, home=str(Path.home()), environment=os.environ)
+    asker = _asker()
+
+    def read(path: str) -> bytes:
+        with nullcontext() if asker is None else asker.rights():
+            return read_profile(path)
+
+    home = str(Path.home()) if asker is None else asker.home
+    settings = load.settings(overrides, read, home=home, environment=os.environ)
     for route in settings.routes:
-        yield _credential(route)
+        yield _credential(route, asker)
 
 
-def _credential(route: Route) -> Finding:
+def _asker() -> User | None:
+    """Who called sudo; None where the calling process has its own account's rights."""
+    uid = sudo.invoking_uid()
+    return find_user(str(uid)) if uid and os.geteuid() == 0 else None
+
+
+def _credential(route: Route, asker: User | None) -> Finding:
     name, enforces = f"credential {route.name}", f"requests to {route.service.host.pattern} get it"
     if route.reference is None:
         return Finding(name, State.NO, route.unsupported, enforces, needed=False)
     reference = parse_reference(route.reference.value, route.reference.source)
-    if os.geteuid() == 0 and sudo.invoking_uid():
-        detail = f"{redacted(reference)}: kept where your account can read it; run doctor without sudo to know"
+    if asker is not None and needs_session(reference):
+        detail = f"{redacted(reference)}: found by variables of your shell; run doctor without sudo to know"
         return Finding(name, State.UNKNOWN, detail, enforces, needed=False)
-    failure = why_unreadable(reference)
+    failure = why_unreadable(reference, asker)
     if failure is None:
         return Finding(name, State.YES, f"{redacted(reference)} can be read", enforces, needed=False)
     return Finding(name, State.NO, f"{redacted(reference)}: {failure.problem}", enforces, needed=False)

@@ -21,7 +21,13 @@ from nono_ebpf.credentials import sources
 from nono_ebpf.credentials.references import FromEnvironment, parse_readable, parse_reference, redacted
 from nono_ebpf.errors import ConfigError, CredentialUnavailable, InvalidAuthority, KernelError, printable
 from nono_ebpf.kernel import cgroup, libc, loader
-from nono_ebpf.prepare_services import interception_plan, secret_variables, service_plans, without_secrets
+from nono_ebpf.prepare_services import (
+    askers_environment,
+    interception_plan,
+    secret_variables,
+    service_plans,
+    without_secrets,
+)
 from nono_ebpf.sandbox import carried, installation, sockets, streams, sudo, view
 from nono_ebpf.sandbox.init import Command
 from nono_ebpf.sandbox.landlock import Domain
@@ -76,8 +82,8 @@ def _request(
         return _read(where, path, user)
 
     routes, upstream = settings.routes, settings.policy.upstream_proxy
-    seen = _view(options, settings, user)
-    found = without_secrets(settings, user, command.environment, seen, command.argv[0])
+    asker = askers_environment(command.environment, before)
+    found = without_secrets(settings, user, command, asker, _view(options, settings, user))
     return supervisor.Request(
         command=command,
         view=found,
@@ -93,7 +99,7 @@ def _request(
         upstream_ca=None if options.upstream_ca is None else _read("--upstream-ca", options.upstream_ca, user),
         interception=interception_plan(settings, read),
         services=service_plans(settings, read),
-        credentials=_credentials(settings, user, command.environment, before),
+        credentials=_credentials(settings, user, asker, before),
         urls={each.base_url_variable: each.name for each in routes if each.base_url_variable is not None},
         keys={each.key_variable: each.name for each in routes if each.key_variable is not None},
         ca_variables=settings.tls_intercept.ca_env_vars,
@@ -160,18 +166,17 @@ def _upstream_secret(settings: Settings, user: User, before: Carried | None) -> 
 
 
 def _credentials(
-    settings: Settings, user: User, environment: Mapping[str, str], before: Carried | None
+    settings: Settings, user: User, asker: Mapping[str, str], before: Carried | None
 ) -> supervisor.Credentials | None:
     kept = {each.name: each.reference.value for each in settings.routes if each.reference is not None}
     if not kept:
         return None
-    as_account, rest = bool(sudo.invoking_uid()), dict(environment)
 
     def whole() -> dict[str, str]:
         secrets = {} if before is None else {name: os.fsdecode(bytes(before.variable(name))) for name in before.names}
-        return rest | secrets
+        return {**asker, **secrets}
 
-    return supervisor.Credentials(kept, user, whole, as_account, settings.shared_secrets)
+    return supervisor.Credentials(kept, user, whole, bool(sudo.invoking_uid()), settings.shared_secrets)
 
 
 def _rights(user: User) -> AbstractContextManager[None]:

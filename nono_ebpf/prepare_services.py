@@ -5,12 +5,15 @@ Reads certificates and keys, with the account's rights, but no credential: those
 
 from __future__ import annotations
 
+import os
+import pwd
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nono_ebpf.credentials.commands import settings_files
 from nono_ebpf.credentials.references import (
     FromBitwarden,
     FromCredentialsDirectory,
@@ -19,8 +22,9 @@ from nono_ebpf.credentials.references import (
     FromOnePassword,
     parse_reference,
 )
+from nono_ebpf.sandbox import sudo
 from nono_ebpf.sandbox.handover import InterceptionPlan, ServicePlan
-from nono_ebpf.sandbox.secrets_hidden import secret_directories
+from nono_ebpf.sandbox.secrets_hidden import SECRETS, secret_directories
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,9 +32,12 @@ if TYPE_CHECKING:
     from nono_ebpf.config.routes import Route
     from nono_ebpf.config.settings import Settings
     from nono_ebpf.credentials.references import Reference
+    from nono_ebpf.sandbox.carried import Carried
+    from nono_ebpf.sandbox.init import Command
     from nono_ebpf.sandbox.user import User
     from nono_ebpf.sandbox.view import View
 
+_DIRECTORY = "CREDENTIALS_DIRECTORY"
 _OF_ONE_PASSWORD = ("OP_SESSION_", "OP_SERVICE_ACCOUNT_TOKEN", "OP_CONNECT_TOKEN")
 # Of a path, and where it was written. Raises ConfigError.
 Read = Callable[[str, str], bytes]
@@ -60,15 +67,30 @@ def interception_plan(settings: Settings, read: Read) -> InterceptionPlan | None
     return InterceptionPlan(wanted.hosts, wanted.ca_validity_s, wanted.leaf_validity_s, ca, key)
 
 
-def without_secrets(settings: Settings, user: User, environment: Mapping[str, str], found: View, program: str) -> View:
-    """The view of a command that has none of the secrets. `environment` and `program`: its own.
+def without_secrets(settings: Settings, user: User, command: Command, askers: Mapping[str, str], found: View) -> View:
+    """The view of `command` when it is to have none of the secrets. `askers`: the environment they are found with.
 
     Raises ConfigError: one cannot be hidden from it.
     """
-    where = shutil.which(program, path=environment.get("PATH"))
+    where = shutil.which(command.argv[0], path=command.environment.get("PATH"))
     needed = [*found.allowed, *([] if where is None else [Path(where)])]
-    hidden = [each for path in _files(settings) for each in secret_directories(path.absolute(), user, needed)]
+    files = [*_files(settings, askers), *_own_place(user)]
+    hidden = [each for path in files for each in secret_directories(path.absolute(), user, needed)]
     return replace(found, hidden_directories=tuple(dict.fromkeys((*found.hidden_directories, *hidden))))
+
+
+def askers_environment(environment: Mapping[str, str], before: Carried | None) -> dict[str, str]:
+    """What sources are found with, the secrets left out: the `environment` of whoever asked, given the command's.
+
+    Root has a home of its own; in the command's the command could tell a password manager whom to talk to.
+    """
+    found = dict(environment)
+    if before is not None and _DIRECTORY in before.names:
+        found[_DIRECTORY] = os.fsdecode(bytes(before.variable(_DIRECTORY)))
+    if sudo.invoking_uid():
+        return found
+    root = pwd.getpwuid(0)
+    return found | {"HOME": root.pw_dir, "USER": root.pw_name, "LOGNAME": root.pw_name}
 
 
 def _all_references(settings: Settings) -> list[Reference]:
@@ -78,7 +100,10 @@ def _all_references(settings: Settings) -> list[Reference]:
 
 
 def secret_variables(settings: Settings, environment: Mapping[str, str]) -> Iterator[str]:
-    """Those that hold a secret, and those that open the password managers in which one is kept."""
+    """Those that hold a secret, that open the password managers in which one is kept, and in which the command is to
+    find the session token.
+    """
+    yield from (each.key_variable for each in settings.routes if each.key_variable is not None)
     for reference in _all_references(settings):
         match reference:
             case FromEnvironment(name):
@@ -86,20 +111,34 @@ def secret_variables(settings: Settings, environment: Mapping[str, str]) -> Iter
             case FromOnePassword():
                 yield from (name for name in environment if name.startswith(_OF_ONE_PASSWORD))
             case FromBitwarden():
-                yield "BW_SESSION"
+                yield from (name for name in environment if name.startswith("BW_"))
             case FromCredentialsDirectory():
-                yield "CREDENTIALS_DIRECTORY"
+                yield _DIRECTORY
             case _:
                 pass
 
 
-def _files(settings: Settings) -> Iterator[Path]:
+def _files(settings: Settings, environment: Mapping[str, str]) -> Iterator[Path]:
+    """What would tell the command a secret, or be used by it to have one sent elsewhere."""
     for reference in _all_references(settings):
         if isinstance(reference, FromFile):
             yield Path(reference.path)
+        elif isinstance(reference, FromCredentialsDirectory):
+            if (directory := environment.get(_DIRECTORY, "")).startswith("/"):
+                yield Path(directory, reference.name)
+        elif isinstance(reference, FromBitwarden | FromOnePassword):
+            yield from settings_files(reference, environment)
     yield from (Path(each.tls_client_key.value) for each in settings.routes if each.tls_client_key is not None)
     if settings.tls_intercept.ca_key is not None:
         yield Path(settings.tls_intercept.ca_key)
+
+
+def _own_place(user: User) -> Iterator[Path]:
+    """Where we tell people to keep secrets: those of other sandboxes are none of this one's business."""
+    kept = Path(user.home, SECRETS)
+    # By a link the command could have the next one of the account started without whatever it leads to.
+    if kept.is_dir() and not any(each.is_symlink() for each in (kept, *kept.parents)):
+        yield kept / "any"
 
 
 def _service_plan(route: Route, read: Read) -> ServicePlan:

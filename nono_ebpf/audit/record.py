@@ -34,8 +34,10 @@ TEXT_LIMIT = 2048
 # ensure_ascii, the default, escapes DEL and everything outside ASCII.
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 
-# The `denial_category` of a name that only a resolver's search list made: recorded, never shown in a summary.
-SEARCH_LIST = "search_list"
+# The `denial_category` of what nobody wanted: a name that only a resolver's search list made; a connection to the proxy
+# that ended without a request. Recorded, never shown.
+SEARCH_LIST, NO_REQUEST = "search_list", "no_request"
+UNWANTED = frozenset((SEARCH_LIST, NO_REQUEST))
 
 
 class Record(msgspec.Struct, omit_defaults=True, kw_only=True):

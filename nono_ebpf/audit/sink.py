@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, TextIO
 
-from nono_ebpf.audit.record import SEARCH_LIST, Record, printable, to_line, where
+from nono_ebpf.audit.record import UNWANTED, Record, printable, to_line, where
 
 if TYPE_CHECKING:
     from nono_ebpf.audit.summary import Summary
@@ -62,7 +62,7 @@ class AuditSink:
         self.failure = self.failure or reason
 
     def _show(self, stream: TextIO, record: Record) -> None:
-        if record.denial_category == SEARCH_LIST:
+        if record.denial_category in UNWANTED:
             return
         try:
             stream.write(readable_line(record, colour=self._colour) + "\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nono_ebpf.audit.record import SEARCH_LIST, printable, where
+from nono_ebpf.audit.record import UNWANTED, printable, where
 
 if TYPE_CHECKING:
     from nono_ebpf.audit.record import Record
@@ -34,8 +34,8 @@ class _Group:
 class Summary:
     """Collects denials grouped by target, port, reason and command name.
 
-    Names that only a resolver's search list made are left out: nobody asked for them. So is a process that was told to
-    authenticate, and did: many clients wait for that.
+    What nobody asked for is left out. So is a process that was told to authenticate, and did: many clients wait for
+    that.
     """
 
     def __init__(self, limit: int = GROUP_LIMIT) -> None:
@@ -48,7 +48,7 @@ class Summary:
         """Take note of `record` if it is a denial."""
         if record.auth_outcome == "succeeded":
             self._challenged.pop(record.pid, None)
-        if record.decision != "deny" or record.denial_category == SEARCH_LIST:
+        if record.decision != "deny" or record.denial_category in UNWANTED:
             return
         if record.auth_outcome == "failed" and len(self._challenged) < self._limit:
             self._challenged.setdefault(record.pid, record)

@@ -17,7 +17,7 @@ from nono_ebpf.config.kinds import parse_duration
 from nono_ebpf.config.merge import Domain, Merged, Sourced
 from nono_ebpf.config.presets import find_network_profile, find_preset, nearest, network_policy, preset_name
 from nono_ebpf.config.references import command_name
-from nono_ebpf.config.routes import Route, Surroundings, clashes, custom_route, provider_routes
+from nono_ebpf.config.routes import PathRules, Route, clashes, custom_route, provider_routes
 from nono_ebpf.config.schema import CustomCredential
 from nono_ebpf.config.settings import CA_SHORTEST_S, Interception, Ports
 from nono_ebpf.errors import ConfigError
@@ -36,7 +36,7 @@ class Compiler:
     """What `merged` means. Mistakes that only the whole shows are collected."""
 
     merged: Merged
-    around: Surroundings = field(default_factory=Surroundings)
+    around: PathRules = field(default_factory=PathRules)
     allow_endpoint: Sequence[Sourced[ServiceEndpoint]] = ()
     problems: list[ConfigError] = field(default_factory=list)
 

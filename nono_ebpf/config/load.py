@@ -13,7 +13,7 @@ from nono_ebpf.config.compile import Compiler
 from nono_ebpf.config.environment import from_environment, why_none
 from nono_ebpf.config.extends import Library
 from nono_ebpf.config.options import FROM_ENVIRONMENT, Overrides, merged_with, service_endpoints
-from nono_ebpf.config.routes import Surroundings
+from nono_ebpf.config.routes import PathRules
 from nono_ebpf.config.settings import Settings
 from nono_ebpf.config.validate import ignored_keys
 from nono_ebpf.config.warn import warnings
@@ -55,7 +55,7 @@ def examine(overrides: Overrides, read: Read, *, home: str, environment: Mapping
     library = Library(read, home)
     problems = library.problems
     merged = merged_with(library.resolve(overrides.profile, overrides.extends), overrides, problems)
-    around = Surroundings(overrides.nono_globs, home)
+    around = PathRules(overrides.nono_globs, home)
     compiler = Compiler(merged, around, service_endpoints(overrides, problems), problems)
     upstream_proxy = _upstream_proxy(compiler, overrides, environment, library.warnings)
     found = _settings(compiler, overrides, upstream_proxy)
@@ -79,7 +79,7 @@ def _settings(compiler: Compiler, overrides: Overrides, upstream_proxy: Upstream
             HostRules(compiler.denied()),
             HostRules(managed),
             upstream_proxy,
-            {route.name: route.service for route in routes if not route.unsupported},
+            {route.name: route.service for route in routes},
         ),
         no_proxy=compiler.no_proxy([*allow, *opened], managed),
         upstream_auth=merged.upstream_auth,

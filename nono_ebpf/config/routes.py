@@ -8,13 +8,14 @@ nothing reaches it. Must not know which services are in use.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nono_ebpf.config.merge import Sourced
-from nono_ebpf.config.references import check_variable, command_name
+from nono_ebpf.config.references import check_variable
 from nono_ebpf.config.upstreams import parse_origin, parse_upstream
 from nono_ebpf.credentials.injection import Injection, Placement
+from nono_ebpf.credentials.references import parse_reference, why_unsupported
 from nono_ebpf.errors import ConfigError
 from nono_ebpf.policy.endpoints import EndpointRule, parse_endpoint_rule
 from nono_ebpf.policy.services import EndpointPolicy, PolicyRule, Service
@@ -40,7 +41,7 @@ _CA_VARIABLES = frozenset(
 class Route:
     """A service in use.
 
-    `reference`: where its credential is kept; None with `unsupported`, which says why nothing reaches the service.
+    `reference`: where its credential is kept; None where that is not supported.
     `tls_ca`, `tls_client_cert`, `tls_client_key` are paths. `base_url_variable`: in which the command finds the
     service's URL at the proxy; None where there is no such URL, because many hosts belong to the service.
     `key_variable`: in which it finds the session token in place of the credential.
@@ -48,7 +49,6 @@ class Route:
 
     service: Service
     reference: Sourced[str] | None = None
-    unsupported: str = ""
     injection: Injection | None = None
     rate_limit: RateLimit | None = None
     tls_ca: Sourced[str] | None = None
@@ -63,13 +63,18 @@ class Route:
         return self.service.name
 
     @property
+    def unsupported(self) -> str:
+        """Why nothing reaches the service; empty where something does."""
+        return self.service.unsupported
+
+    @property
     def source(self) -> str:
         """Where it was said that it is in use."""
         return self.service.host.source
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class PathRules:
     """What a definition needs to be read: whether `*` of a path crosses slashes, and the account's home."""
 
     nono_globs: bool = False
@@ -80,7 +85,7 @@ def custom_route(
     name: Sourced[str],
     definition: Sourced[CustomCredential],
     endpoints: Iterable[Sourced[Endpoint]],
-    around: Surroundings,
+    around: PathRules,
 ) -> Route:
     """The service that `name` puts into use. `endpoints` are requests that it is for besides those of its definition.
 
@@ -89,7 +94,7 @@ def custom_route(
     defined = definition.value
     service = _service(name, definition, list(endpoints), around)
     if why := _why_unsupported(defined):
-        return Route(service, unsupported=why)
+        return Route(replace(service, unsupported=why))
 
     def path(key: str) -> Sourced[str] | None:
         text = getattr(defined, key)
@@ -103,7 +108,7 @@ def custom_route(
         tls_ca=path("tls_ca"),
         tls_client_cert=path("tls_client_cert"),
         tls_client_key=path("tls_client_key"),
-        base_url_variable=None if "*" in service.host.pattern else f"{service.name.upper()}_BASE_URL",
+        base_url_variable=None if "*" in service.host.pattern else _url_variable(service.name),
         key_variable=_key_variable(defined, definition.source),
     )
 
@@ -113,7 +118,7 @@ def provider_routes(name: str, provider: Sourced[CredentialProvider]) -> Iterato
     origins = [*(each.host for each in provider.value.token_endpoints), *provider.value.api_hosts]
     for origin in dict.fromkeys(origins):
         host = parse_origin(origin, provider.source, name=name).host
-        yield Route(Service(name, host), unsupported="capturing logins is not supported yet")
+        yield Route(Service(name, host, unsupported="capturing logins is not supported yet"))
 
 
 def clashes(routes: Iterable[Route], ca_variables: Iterable[Sourced[str]]) -> Iterator[ConfigError]:
@@ -138,14 +143,14 @@ def clashes(routes: Iterable[Route], ca_variables: Iterable[Sourced[str]]) -> It
 def _why_unsupported(defined: CustomCredential) -> str:
     if defined.credential_key is None:
         return next(why for key, why in _UNSUPPORTED.items() if getattr(defined, key) is not None)
-    return "cmd:// is not supported yet" if command_name(defined.credential_key) is not None else ""
+    return why_unsupported(parse_reference(defined.credential_key, "credential_key"))
 
 
 def _service(
     name: Sourced[str],
     definition: Sourced[CustomCredential],
     endpoints: list[Sourced[Endpoint]],
-    around: Surroundings,
+    around: PathRules,
 ) -> Service:
     defined = definition.value
     upstream = parse_upstream(defined.upstream, name.source, name=name.value)
@@ -162,7 +167,7 @@ def _service(
 
 
 def _policy(
-    policy: schema.EndpointPolicy, endpoints: list[Sourced[Endpoint]], source: str, around: Surroundings
+    policy: schema.EndpointPolicy, endpoints: list[Sourced[Endpoint]], source: str, around: PathRules
 ) -> EndpointPolicy:
     def rules(listed: Iterable[schema.PolicyRule]) -> tuple[PolicyRule, ...]:
         return tuple(PolicyRule(_rule(each, source, around), each.reason) for each in listed)
@@ -173,7 +178,7 @@ def _policy(
     )
 
 
-def _rule(endpoint: Endpoint | schema.PolicyRule, source: str, around: Surroundings) -> EndpointRule:
+def _rule(endpoint: Endpoint | schema.PolicyRule, source: str, around: PathRules) -> EndpointRule:
     return parse_endpoint_rule(endpoint.method, endpoint.path, source, crosses=around.nono_globs)
 
 
@@ -200,6 +205,10 @@ def _injection(defined: CustomCredential) -> Injection:
         shown.query_param_name or outbound.query_param,
     )
     return Injection(outbound, client)
+
+
+def _url_variable(name: str) -> str:
+    return f"{name.upper().replace('-', '_')}_BASE_URL"
 
 
 def _key_variable(defined: CustomCredential, source: str) -> str | None:

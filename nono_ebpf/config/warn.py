@@ -9,6 +9,7 @@ from msgspec import UNSET
 from nono_ebpf.config.kinds import parse_duration
 from nono_ebpf.config.schema import AllowDomain
 from nono_ebpf.config.settings import CA_SHORTEST_S
+from nono_ebpf.tls.constraints import can_be_constrained
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -27,8 +28,9 @@ def warnings(merged: Merged, documents: Collection[Document], found: Settings) -
     for document in documents:
         yield from _of_document(document)
     yield from _without_effect(merged)
-    if "*" in found.tls_intercept.hosts:
-        yield "TLS to every host may be intercepted, so the CA of this run is good for every host"
+    if not can_be_constrained(found.tls_intercept.hosts):
+        much = "to every host" if "*" in found.tls_intercept.hosts else "to more hosts than a certificate can list"
+        yield f"TLS {much} may be intercepted, so the CA of this run is good for every host"
     policy = found.policy
     for route in found.routes:
         yield from _of_route(route, policy)

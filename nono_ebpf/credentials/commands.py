@@ -1,4 +1,4 @@
-"""Programs that give a secret out: 1Password's `op`, Bitwarden's `bw`. Run without shell and terminal, with a deadline.
+"""Programs that give a secret out, such as 1Password's `op`. Run without shell and terminal, with a deadline.
 
 They run outside the sandbox, so the sandboxed command must not be able to put one there: of PATH, only directories that
 nobody but root can write are searched, by us and by the program itself. Of what they say on stderr nothing is shown: it
@@ -7,7 +7,6 @@ may hold a secret.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import signal
@@ -17,36 +16,41 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import msgspec
-
+from nono_ebpf.credentials.children import die_with_parent
 from nono_ebpf.credentials.reading import BUFFER_BYTES, checked, unavailable
+from nono_ebpf.credentials.references import FromBitwarden, FromOnePassword
 from nono_ebpf.credentials.secret import MAX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from nono_ebpf.credentials.references import FromBitwarden, FromOnePassword, Reference
+    from nono_ebpf.credentials.references import Reference
     from nono_ebpf.credentials.secret import Secret
+    from nono_ebpf.errors import CredentialUnavailable
 
 DEADLINE_S: Final = 30.0
 _SAID_MAX: Final = 4096
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
-# What these programs find their account, their session and the network by; nothing else of the environment.
+# What these programs find their account, their session and the network by; nothing else of the environment. Other
+# variables of bw's change what it writes: BW_RESPONSE puts JSON around a secret, BW_CLEANEXIT calls a failure none.
 _NAMES: Final = frozenset(
     ("HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "DBUS_SESSION_BUS_ADDRESS", "SSL_CERT_FILE", "SSL_CERT_DIR",
-     "NODE_EXTRA_CA_CERTS", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+     "NODE_EXTRA_CA_CERTS", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+     "BW_SESSION", "BITWARDENCLI_APPDATA_DIR")
 )  # fmt: skip
-_PREFIXES: Final = ("OP_", "BW_", "BITWARDENCLI_", "XDG_", "LC_")
-_BUILT_IN: Final = frozenset(("password", "username", "totp", "notes", "uri"))
+_PREFIXES: Final = ("OP_", "XDG_", "LC_")
 _LOCKED: Final = (
     b"not currently signed in", b"not signed in", b"no account found", b"no accounts configured", b"session expired",
     b"authorization prompt dismissed", b"authorization timeout", b"vault is locked", b"not logged in",
 )  # fmt: skip
 _MISSING: Final = (b"isn't an item", b"isn't a vault", b"isn't a field", b"does not have a field", b"not found")
-_libc: Final = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG: Final = 1
+# The variable that says where a program keeps its settings, the directory where that is otherwise, a file there.
+_SETTINGS: Final = {
+    FromOnePassword: ("OP_CONFIG_DIR", "op", "config"),
+    FromBitwarden: ("BITWARDENCLI_APPDATA_DIR", "Bitwarden CLI", "data.json"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +66,29 @@ def environment_for_programs(environment: Mapping[str, str]) -> dict[str, str]:
     """The part of `environment` that programs are given."""
     kept = {name: text for name, text in environment.items() if name in _NAMES or name.startswith(_PREFIXES)}
     path = ":".join(filter(_is_roots, environment.get("PATH", _PATH).split(":")))
-    return kept | {"PATH": path, "BW_NOINTERACTION": "true"}
+    return kept | _own_directories(environment) | {"PATH": path, "BW_NOINTERACTION": "true"}
+
+
+def settings_files(reference: FromOnePassword | FromBitwarden, environment: Mapping[str, str]) -> tuple[Path, ...]:
+    """Where its program keeps whom it talks to, and its session; () when that is nowhere."""
+    variable, _, file = _SETTINGS[type(reference)]
+    directory = _own_directories(environment).get(variable)
+    return () if directory is None else (Path(directory, file),)
+
+
+def _own_directories(environment: Mapping[str, str]) -> dict[str, str]:
+    """Named, so that no other is looked for: in its home the sandboxed command could make one that is found before."""
+    config = environment.get("XDG_CONFIG_HOME") or f"{environment.get('HOME') or '~'}/.config"
+    found = {variable: environment.get(variable) or f"{config}/{name}" for variable, name, _ in _SETTINGS.values()}
+    return {variable: directory for variable, directory in found.items() if directory.startswith("/")}
 
 
 def read_one_password(reference: FromOnePassword, environment: Mapping[str, str]) -> Secret:
     """Raises CredentialUnavailable."""
     output = run(reference, ("op", "read", "--", reference.uri), environment)
     if output.status:
-        raise _failure(reference, "op", output, "sign in to 1Password (op signin), or set OP_SERVICE_ACCOUNT_TOKEN")
+        raise failure(reference, "op", output, "sign in to 1Password (op signin), or set OP_SERVICE_ACCOUNT_TOKEN")
     return checked(reference, output.written)
-
-
-def read_bitwarden(reference: FromBitwarden, environment: Mapping[str, str]) -> Secret:
-    """Raises CredentialUnavailable."""
-    built_in = reference.field in _BUILT_IN
-    what = reference.field if built_in else "item"
-    output = run(reference, ("bw", "get", what, reference.item), environment)
-    remedy = "unlock Bitwarden (bw unlock), and set BW_SESSION"
-    if output.status:
-        raise _failure(reference, "bw", output, remedy)
-    if not output.written:
-        raise unavailable(reference, "locked", f"bw gave nothing; {remedy}")
-    return checked(reference, output.written if built_in else _own_field(reference, output.written))
 
 
 def run(
@@ -108,7 +113,7 @@ def run(
         env=its,
         cwd="/",
         start_new_session=True,
-        preexec_fn=_die_with_parent,  # no threads here
+        preexec_fn=die_with_parent,  # no threads here
     )
     try:
         return _Collector(reference, command[0], process).collect(given)
@@ -119,6 +124,16 @@ def run(
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
+
+
+def failure(reference: Reference, name: str, output: Output, remedy: str) -> CredentialUnavailable:
+    """What became of program `name`, which did not end well. `remedy`: for when it is locked."""
+    if any(phrase in output.said for phrase in _LOCKED):
+        return unavailable(reference, "locked", f"{name} is locked; {remedy}")
+    if any(phrase in output.said for phrase in _MISSING):
+        return unavailable(reference, "missing", f"{name} knows no such entry")
+    problem = f"{name} failed with status {output.status}; run it yourself to see why"
+    return unavailable(reference, "failed", problem)
 
 
 class _Collector:
@@ -182,10 +197,6 @@ class _Collector:
         return False
 
 
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
 def _find(reference: Reference, name: str, path: str) -> str:
     for directory in filter(None, path.split(":")):
         program = Path(directory, name)
@@ -220,28 +231,3 @@ def _only_root_writes(found: os.stat_result) -> bool:
     open_to_others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     # Of what is in a sticky directory everybody changes only the own, and that is looked at by itself.
     return not open_to_others or stat.S_ISLNK(found.st_mode) or bool(found.st_mode & stat.S_ISVTX)
-
-
-def _failure(reference: Reference, name: str, output: Output, remedy: str) -> Exception:
-    if any(phrase in output.said for phrase in _LOCKED):
-        return unavailable(reference, "locked", f"{name} is locked; {remedy}")
-    if any(phrase in output.said for phrase in _MISSING):
-        return unavailable(reference, "missing", f"{name} knows no such entry")
-    problem = f"{name} failed with status {output.status}; run it yourself to see why"
-    return unavailable(reference, "failed", problem)
-
-
-def _own_field(reference: FromBitwarden, item: memoryview) -> bytearray:
-    """The value of the item's custom field."""
-    try:
-        fields: list[dict[str, Any]] = msgspec.json.decode(item, type=_Item).fields or []
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise unavailable(reference, "failed", "what bw gave is no item") from error
-    found = next((each.get("value") for each in fields if each.get("name") == reference.field), None)
-    if not isinstance(found, str):
-        raise unavailable(reference, "missing", "the item has no such field")
-    return bytearray(found.encode())
-
-
-class _Item(msgspec.Struct):
-    fields: list[dict[str, Any]] | None = None

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import quote, unquote_to_bytes
 
 from nono_ebpf.errors import ClientProtocolError, CredentialUnavailable
-from nono_ebpf.wire.http1 import NONO_TOKEN, Fields, end_to_end
+from nono_ebpf.wire.http1 import NONO_TOKEN, Fields, end_to_end, one_spelling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,9 +38,6 @@ _CUSTOMARY_FIELDS: Final = frozenset(
     (b"authorization", b"x-api-key", b"x-goog-api-key", b"api-key", b"private-token", b"job-token", b"deploy-token",
      NONO_TOKEN)
 )  # fmt: skip
-_ONE_SPELLING: Final = bytes(
-    each if chr(each).isalnum() and each < 128 else ord("-") for each in bytes(range(256)).lower()
-)
 # What is left of a value whose key was an empty variable.
 _NO_KEY: Final = frozenset((b"", b"basic", b"bearer", b"token"))
 # Too common as names to be refused; the audit log takes them for credentials.
@@ -147,7 +144,7 @@ def inject(injection: Injection, read: Read, secret: Secret, *, name: str) -> tu
         mark = "&" if "?" in read.target else "?"
         return fields, f"{read.target}{mark}{quote(outbound.query_param or '')}={quote(value, safe='')}"
     own = outbound.header.encode()
-    others = (field for field in fields if _folded(field[0]) != _folded(own))
+    others = (field for field in fields if one_spelling(field[0]) != one_spelling(own))
     return (*others, (own, _field_value(outbound, value))), read.target
 
 
@@ -205,7 +202,7 @@ def _without_credentials(injection: Injection, fields: Fields, found: _Findings)
     credentials = _CUSTOMARY_FIELDS | _headers(injection)
     seen: set[bytes] = set()
     for name, value in fields:
-        folded = _folded(name)
+        folded = one_spelling(name)
         if len(value) < _PHANTOM_BYTES and folded not in credentials:
             yield name, value
             continue
@@ -221,7 +218,7 @@ def _without_credentials(injection: Injection, fields: Fields, found: _Findings)
 
 
 def _shown(client: Placement, folded: bytes, value: bytes, found: _Findings) -> Presented:
-    own = client.mode in _IN_A_FIELD and folded == _folded(client.header.encode())
+    own = client.mode in _IN_A_FIELD and folded == one_spelling(client.header.encode())
     before, after = _template(client) if own and client.mode == "header" else (b"", b"")
     login = _login(value)
     if value.lower() in _NO_KEY or value.lower() == before.strip(b" ").lower() or login == (b"", b""):
@@ -250,14 +247,7 @@ def _login(value: bytes) -> tuple[bytes, ...]:
 
 def _headers(injection: Injection) -> set[bytes]:
     placements = (injection.client, injection.outbound)
-    return {_folded(each.header.encode()) for each in placements if each.mode in _IN_A_FIELD}
-
-
-def _folded(name: bytes) -> bytes:
-    """One spelling for what servers may take for the same field: in CGI (RFC 3875 §4.1.18) `-` and `_` are one, and
-    some servers make a `_` of every other character, too.
-    """
-    return name.translate(_ONE_SPELLING)
+    return {one_spelling(each.header.encode()) for each in placements if each.mode in _IN_A_FIELD}
 
 
 def _format(placement: Placement) -> str:

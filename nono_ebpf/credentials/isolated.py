@@ -6,12 +6,13 @@ it), has no output but its result, and dies with the parent.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from nono_ebpf.credentials import messages
+from nono_ebpf.credentials.children import die_with_parent
 from nono_ebpf.credentials.reading import unavailable
 from nono_ebpf.credentials.secret import Secret
 from nono_ebpf.errors import CredentialUnavailable
@@ -21,21 +22,30 @@ if TYPE_CHECKING:
 
     from nono_ebpf.credentials.references import Reference
 
-_libc: Final = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG: Final = 1
 _FDS_MAX: Final = 1 << 20
 
 
 class Attempt:
     """`work` in a process of its own, which the kernel ends after `deadline_s`. Where that may be waited for, `result`
     is all that is needed; otherwise it is readable at `fileno`, and `receive` says when it is complete.
+
+    Raises:
+        CredentialUnavailable: no process can be made now.
     """
 
     def __init__(self, reference: Reference, deadline_s: float | None, work: Callable[[], Secret]) -> None:
         self._reference, self._deadline_s = reference, deadline_s
-        self._pipe, theirs = os.pipe()
         self._message, self._length = bytearray(messages.ANSWER_MAX), 0
-        self._pid = os.fork()
+        with ExitStack() as on_failure:
+            try:
+                self._pipe, theirs = os.pipe()
+                on_failure.callback(os.close, self._pipe)
+                on_failure.callback(os.close, theirs)
+                self._pid = os.fork()
+            except OSError as error:  # the account has too many
+                problem = f"no process can be started to read it: {error.strerror}"
+                raise unavailable(reference, "failed", problem) from error
+            on_failure.pop_all()
         if self._pid == 0:
             _work(theirs, deadline_s, reference, work)
         os.close(theirs)
@@ -81,7 +91,7 @@ class Attempt:
 def _work(pipe: int, deadline_s: float | None, reference: Reference, work: Callable[[], Secret]) -> NoReturn:
     """The child."""
     try:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        die_with_parent()
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, deadline_s or 0.0)
         _keep_only(pipe)

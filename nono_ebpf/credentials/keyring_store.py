@@ -14,6 +14,7 @@ import base64
 import binascii
 import configparser
 import os
+import stat
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +36,12 @@ _OWN_BACKENDS: Final = "keyring.backends."
 _SECRET_SERVICE: Final = ("", "keyring.backends.SecretService.Keyring", "keyring.backends.chainer.ChainerBackend")
 _NONE: Final = ("keyring.backends.fail.Keyring", "keyring.backends.null.Keyring")
 _GO_KEYRING: Final = b"go-keyring-base64:"
+_SETTINGS_BYTES: Final = 65536
 _TIMEOUT_S: Final = 120.0
 _UNLOCK: Final = "unlock it: log in to the desktop, or start gnome-keyring-daemon with --unlock"
-_START: Final = "start gnome-keyring, KWallet or KeePassXC, or keep the secret in a file:// of mode 600"
+_START: Final = (
+    "start gnome-keyring, KWallet or KeePassXC, or name another place for it in a profile (custom_credentials)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +62,7 @@ def timeout_s(environment: Mapping[str, str]) -> float | None:
 
 def preload() -> None:
     """Import all that is needed here: our own files may be out of reach later."""
-    import keyring.core  # noqa: F401
     import secretstorage  # noqa: F401
-    from cryptography.hazmat.backends import default_backend
-
-    default_backend()  # imports more, and decrypts what the keyring sends
 
 
 def read(reference: FromKeyring, environment: Mapping[str, str]) -> Secret:
@@ -91,8 +91,6 @@ def write(reference: FromKeyring, secret: Secret, environment: Mapping[str, str]
         if collection is None:
             problem = "the keyring has no default collection; log in to the desktop once, or make one with seahorse"
             raise unavailable(reference, "no_keyring", problem)
-        if collection.is_locked():
-            raise unavailable(reference, "locked", f"the keyring is locked; {_UNLOCK}")
         for item in collection.search_items(query):
             item.set_secret(secret.reveal())
             return
@@ -116,11 +114,13 @@ def entries(reference: FromKeyring, environment: Mapping[str, str]) -> list[Entr
 
 
 def state(reference: FromKeyring, environment: Mapping[str, str]) -> str:
-    """In a few words, for people. Raises CredentialUnavailable where there is none."""
+    """In a few words, for people. Raises CredentialUnavailable where there is none, or it is locked."""
     if _other_backend(reference, environment) is not None:
         return f"{_configured(environment)} is configured"
     with _session(reference, environment) as bus:
-        return f"locked; {_UNLOCK}" if _is_locked(bus) else "unlocked"
+        if _is_locked(bus):
+            raise unavailable(reference, "locked", f"it is locked; {_UNLOCK}")
+    return "unlocked"
 
 
 def _how_to_set(reference: FromKeyring) -> str:
@@ -136,12 +136,21 @@ def _other_backend(reference: FromKeyring, environment: Mapping[str, str]) -> An
         raise unavailable(reference, "no_keyring", f"the keyring library is configured to use none ({name})")
     if not name.startswith(_OWN_BACKENDS):
         raise unavailable(reference, "no_keyring", f"{name[:80]} is configured, which is not trusted with secrets")
-    from keyring import core
-
     try:
+        from keyring import core
+
         return core.load_keyring(name)
     except (ImportError, AttributeError, RuntimeError) as error:
         raise unavailable(reference, "no_keyring", f"{name} is configured, and does not work here") from error
+
+
+def _text(path: Path) -> str:
+    """Of a file that the sandboxed command may have written."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.read(fd, _SETTINGS_BYTES).decode() if stat.S_ISREG(os.fstat(fd).st_mode) else ""
+    finally:
+        os.close(fd)
 
 
 def _configured(environment: Mapping[str, str]) -> str:
@@ -151,7 +160,7 @@ def _configured(environment: Mapping[str, str]) -> str:
     home = environment.get("XDG_CONFIG_HOME") or f"{environment.get('HOME', '')}/.config"
     settings = configparser.RawConfigParser()
     try:
-        settings.read_string(Path(home, "python_keyring/keyringrc.cfg").read_text())
+        settings.read_string(_text(Path(home, "python_keyring/keyringrc.cfg")))
         return settings.get("backend", "default-keyring").strip()
     except (OSError, UnicodeDecodeError, configparser.Error):
         return ""

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from nono_ebpf.credentials.references import Reference
 
 State = Literal[
-    "missing", "empty", "unreadable", "not_private", "symlink", "not_a_file", "too_large", "has_newline", "locked",
-    "no_keyring", "no_program", "timed_out", "failed", "unsupported",
+    "missing", "ambiguous", "empty", "unreadable", "not_private", "symlink", "not_a_file", "too_large", "has_newline",
+    "locked", "no_keyring", "no_program", "timed_out", "failed", "unsupported",
 ]  # fmt: skip
 # The largest secret, the end of its line, and one byte that tells that there is more.
 BUFFER_BYTES: Final = MAX_BYTES + 3

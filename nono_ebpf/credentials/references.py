@@ -32,8 +32,8 @@ _MAX_LENGTH: Final = 1024
 _SERVICE: Final = "nono"  # in the keyring, as nono has it
 _DECODE: Final = "decode=go-keyring"
 _EXPECTED: Final = (
-    "write env://NAME, file:///path, op://vault/item/field, bw://item, cmd://NAME, a keyring account or "
-    "systemd-creds://NAME"
+    "write a NAME that `nono-ebpf credential set` keeps, env://NAME, file:///path, keyring://service/account, "
+    "op://vault/item/field, bw://item/field, systemd-creds://NAME or credentials-directory://NAME"
 )
 _READABLE: Final = "write env://NAME or file:///absolute/path"
 
@@ -170,6 +170,17 @@ def redacted(reference: Reference) -> str:
             return f"apple-password://{server}/<redacted>"
         case FromCommand(name):
             return f"cmd://{name}"
+
+
+def why_unsupported(reference: Reference) -> str:
+    """Why it can never be read here; empty when it can."""
+    match reference:
+        case FromApplePasswords():
+            return "Apple's passwords are on macOS only; use the keyring or a file"
+        case FromCommand():
+            return "cmd:// is not supported yet"
+        case _:
+            return ""
 
 
 def resolved(reference: Reference, uid: int) -> Reference:

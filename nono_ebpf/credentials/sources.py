@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from nono_ebpf.credentials import commands, credstore, files, keyring_store
+from nono_ebpf.credentials import bitwarden, commands, credstore, files, keyring_store
 from nono_ebpf.credentials.reading import Reading, Surroundings, checked, unavailable
 from nono_ebpf.credentials.references import (
     FromApplePasswords,
@@ -26,6 +26,7 @@ from nono_ebpf.credentials.references import (
     parse_readable,
     parse_reference,
     resolved,
+    why_unsupported,
 )
 from nono_ebpf.credentials.secret import Secret
 
@@ -63,11 +64,9 @@ def read(reference: Reference, around: Surroundings, known: Reading | None = Non
         case FromOnePassword() as entry:
             return Reading(commands.read_one_password(entry, around.environment))
         case FromBitwarden() as entry:
-            return Reading(commands.read_bitwarden(entry, around.environment))
-        case FromApplePasswords() as entry:
-            raise unavailable(entry, "unsupported", "Apple's passwords are on macOS only; use the keyring or a file")
-        case FromCommand() as entry:
-            raise unavailable(entry, "unsupported", "cmd:// is not supported yet")
+            return Reading(bitwarden.read(entry, around.environment))
+        case FromApplePasswords() | FromCommand() as entry:
+            raise unavailable(entry, "unsupported", why_unsupported(entry))
         case Named():  # `resolved` leaves none
             raise AssertionError(reference)
 
@@ -81,11 +80,6 @@ def read_file(reference: FromFile, rights: AbstractContextManager[None], owner: 
 def is_lazy(reference: Reference) -> bool:
     """Whether reading it may take long, ask somebody or cost something: it is read when a request needs it."""
     return isinstance(reference, Named | FromHostStore | FromKeyring | FromOnePassword | FromBitwarden)
-
-
-def is_supported(reference: Reference) -> bool:
-    """Whether it can ever be read here."""
-    return not isinstance(reference, FromApplePasswords | FromCommand)
 
 
 def lifetime_s(reference: Reference) -> float:

@@ -231,33 +231,45 @@ def _alone(path: Path) -> str | None:
 
 def _judge_services(policy: Policy, ask: Ask) -> _Judged | Denial | None:
     """Whose credential a request needs. A tunnel to such a host is denied: nothing could be put into it."""
-    by_name = {name: _managed(policy, ask, name) for name in (ask.host, *ask.also)}
+    by_name = {name: _managed(policy, name, ask.port) for name in (ask.host, *ask.also)}
     managed = by_name[ask.host]
-    for name, rules in by_name.items():
-        if ask.request is None and rules:
-            reason = f"the credential {rules[0].text} is for requests to it, and in a tunnel none can be judged"
-            text = _in_context(ask, name, reason)
-            return Denial(DenialCategory.CONNECT_BYPASSES_L7, name, ask.port, text, rules[0], None)
-        if rules != managed:
+    for name, services in by_name.items():
+        if denial := _unusable(ask, name, [each for each in services if ask.service in {None, each.name}]):
+            return denial
+        if services != managed:
             reason = "it is one of two hosts that the request names, and one of them has a credential"
-            return Denial(DenialCategory.ENDPOINT_POLICY, name, ask.port, _in_context(ask, name, reason), None, None)
+            return _no_service(DenialCategory.ENDPOINT_POLICY, ask, name, reason)
     if not managed or ask.request is None:
         return None
     if not policy.managed.most_specific(ask.host, ask.port or 0):
-        reason = (
-            f"it is another name of {managed[0].pattern}, and the credential {managed[0].text} is for that one alone"
-        )
-        return Denial(DenialCategory.ENDPOINT_POLICY, ask.host, ask.port, reason, managed[0], None)
-    known = [policy.services[rule.text] for rule in managed if rule.text in policy.services]
-    if len(known) < len(managed):
-        missing = next(rule for rule in managed if rule.text not in policy.services)
-        reason = f"requests to it need the credential {missing.text}, which is not available"
-        return Denial(DenialCategory.MANAGED_CREDENTIAL_UNAVAILABLE, ask.host, ask.port, reason, missing, None)
-    return _choose_service(ask, ask.request, known)
+        only = managed[0]
+        reason = f"it is another name of {only.host.pattern}, and the credential {only.name} is for that one alone"
+        return _no_service(DenialCategory.ENDPOINT_POLICY, ask, ask.host, reason, only)
+    return _choose_service(ask, ask.request, managed)
+
+
+def _unusable(ask: Ask, name: str, services: list[Service]) -> Denial | None:
+    """Why nothing can be sent to a host of `services` whatever it asks for; None when that depends."""
+    tunnel = ask.request is None
+    if missing := next((each for each in services if each.unsupported), None):
+        category = DenialCategory.CONNECT_BYPASSES_L7 if tunnel else DenialCategory.MANAGED_CREDENTIAL_UNAVAILABLE
+        reason = f"requests to it need the credential {missing.name}: {missing.unsupported}"
+        return _no_service(category, ask, name, reason, missing)
+    if tunnel and services:
+        reason = f"the credential {services[0].name} is for requests to it, and in a tunnel none can be judged"
+        return _no_service(DenialCategory.CONNECT_BYPASSES_L7, ask, name, reason, services[0])
+    return None
+
+
+def _no_service(category: DenialCategory, ask: Ask, name: str, reason: str, service: Service | None = None) -> Denial:
+    return Denial(category, name, ask.port, _in_context(ask, name, reason), service.host if service else None, None)
 
 
 def _choose_service(ask: Ask, request: Request, services: list[Service]) -> _Judged | Denial:
-    """The one service that a request is for. One that no rule of theirs allows goes nowhere, also not without."""
+    """The one service that a request is for. One that no rule of theirs allows goes nowhere, also not without.
+
+    Who names a service means no other, but what one of them denies stays denied.
+    """
     path = parse_path(request.target)
     if path is None:
         return _not_for(ask, services[0], _NO_PATH)
@@ -265,6 +277,8 @@ def _choose_service(ask: Ask, request: Request, services: list[Service]) -> _Jud
     for service, judgement in judged:
         if judgement.final and judgement.action != "allow":
             return _not_for(ask, service, _refusing(request, path, service, judgement))
+    if ask.service is not None:
+        judged = [each for each in judged if each[0].name == ask.service]
     allowing = [service for service, judgement in judged if judgement.action == "allow"]
     if len(allowing) > 1:
         names = " and ".join(each.name for each in allowing)
@@ -295,9 +309,9 @@ def _not_for(ask: Ask, service: Service, reason: str, endpoint: str | None = Non
     return Denial(DenialCategory.ENDPOINT_POLICY, ask.host, ask.port, reason, service.host, remedy)
 
 
-def _managed(policy: Policy, ask: Ask, name: str) -> list[Rule]:
-    """The services of `name`, most specific first; the one that was named, if one was."""
-    return [rule for rule in _managed_on(policy, name, ask.port or 0) if ask.service in {None, rule.text}]
+def _managed(policy: Policy, name: str, port: int | None) -> list[Service]:
+    """The services of `name`, most specific first."""
+    return [policy.services[rule.text] for rule in _managed_on(policy, name, port or 0)]
 
 
 def _managed_on(policy: Policy, name: str, port: int) -> list[Rule]:

@@ -160,7 +160,7 @@ class Policy:
     """What a sandbox may reach. An empty allow list allows nothing.
 
     `managed`: where a credential is to be put into requests; the text of such a rule is the service's name.
-    `services`: those of them that we have a credential for, by name. `upstream_proxy`: what is permitted goes through
+    `services`: what they belong to, by name. `upstream_proxy`: what is permitted goes through
     it, but for what it is told to leave alone.
     """
 

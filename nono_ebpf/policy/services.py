@@ -6,7 +6,8 @@ the one of two that happens to come first. Pure; must not know how a credential 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from nono_ebpf.policy.endpoints import EndpointRule, permits
@@ -15,6 +16,7 @@ from nono_ebpf.policy.rules import Rule  # noqa: TC001  # msgspec reads the anno
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_IGNORED = re.compile(r"[. ]+(?=/|\Z)")  # Windows, at the end of a name
 Action = Literal["deny", "approve", "allow"]
 
 
@@ -52,7 +54,8 @@ class Service:
 
     `host`: the pattern and its one port; its text is `name`. `tls`: False only for this machine's loopback.
     `base_path`: what precedes the path of a request that names the service rather than the host, without a slash at its
-    end. `endpoints`: the only requests it is for; () is every one.
+    end. `endpoints`: the only requests it is for; () is every one. `unsupported`: why its credential can never be had;
+    nothing reaches the host then.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Service:
     base_path: str = ""
     endpoints: tuple[EndpointRule, ...] = ()
     endpoint_policy: EndpointPolicy | None = None
+    unsupported: str = ""
 
     def judge(self, method: str, readings: Sequence[str]) -> Judgement:
         """What its rules say about a request, in every reading of its path."""
@@ -71,12 +75,18 @@ class Service:
         return Judgement("allow", "endpoint_rules" if self.endpoints else "every request")
 
 
+def _refuses(endpoint: EndpointRule, method: str, reading: str) -> bool:
+    """A denial means what any server may take for the same: in other case, or with dots and blanks behind a segment."""
+    folded = replace(endpoint, path=endpoint.path.lower())
+    return permits((endpoint,), method, (reading,)) or permits((folded,), method, (_IGNORED.sub("", reading).lower(),))
+
+
 def _by_policy(policy: EndpointPolicy, method: str, readings: Sequence[str]) -> Judgement:
     """A denial, or a question, holds when any reading is meant; a permission when each is."""
     refusing: tuple[tuple[Action, tuple[PolicyRule, ...]], ...] = (("deny", policy.deny), ("approve", policy.approve))
     for action, rules in refusing:
         for rule in rules:
-            if any(permits((rule.endpoint,), method, (reading,)) for reading in readings):
+            if any(_refuses(rule.endpoint, method, reading) for reading in readings):
                 return Judgement(action, f"{action} {rule.endpoint}", final=True, reason=rule.reason)
     if permits([rule.endpoint for rule in policy.allow], method, readings):
         return Judgement("allow", "allow")

@@ -61,7 +61,9 @@ class Exchange:
     """One request and its response. `status` is set once a final response has begun to reach the client.
 
     `piece_bytes`: how much of a body may be taken into memory now. `outgoing`: what is sent on in place of the
-    request's fields and target; what must not come back is covered in the response.
+    request's fields and target; what must not come back is covered in the response. `judged`: not every request is
+    permitted; one with a body is then the last on its connection, since a server that leaves a body unread takes it for
+    the next request.
     """
 
     def __init__(
@@ -73,12 +75,15 @@ class Exchange:
         limits: Limits,
         piece_bytes: Callable[[], int],
         outgoing: Outgoing | None = None,
+        *,
+        judged: bool = False,
     ) -> None:
         self._outgoing = outgoing
         self.client, self.upstream = client, upstream
         self._head, self._addressed, self._limits, self._piece_bytes = head, addressed, limits, piece_bytes
         self._body = http1.request_body(head)
         self._had_body = not self._body.done
+        self._last = judged and self._had_body
         self._uploaded = self._body.done  # to its last byte: the kernel, or TLS, has it
         self._websocket = outgoing is None and not addressed.tls and http1.asks_for_websocket(head)
         self._interim_responses = 0
@@ -117,7 +122,7 @@ class Exchange:
         if self.cut_off:
             return Outcome.CLOSE_BOTH
         # What the server did not take of this body it would take from the front of the next request.
-        return Outcome.CLOSE_UPSTREAM if outcome is Outcome.KEEP and not self._uploaded else outcome
+        return Outcome.CLOSE_UPSTREAM if outcome is Outcome.KEEP and (self._last or not self._uploaded) else outcome
 
     def _request(self) -> bytes:
         addressed, outgoing = self._addressed, self._outgoing
@@ -127,6 +132,7 @@ class Exchange:
             addressed.authority,
             websocket=self._websocket,
             tls=addressed.tls,
+            last=self._last,
             fields=outgoing.fields if outgoing else None,
         )
 

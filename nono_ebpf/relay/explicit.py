@@ -210,9 +210,11 @@ class Explicit:
         return Endpoint(address, authority.port) in self._context.own_listeners
 
     def _known_service(self, name: str | None) -> Service | None:
-        """One that we have a credential for, and that has one host."""
+        """One whose credential can be had, and that has one host."""
         service = None if name is None else self._context.policy.services.get(name)
-        return None if service is None or service.host.pattern.startswith("*") else service
+        if service is None or service.unsupported or service.host.pattern.startswith("*"):
+            return None
+        return service
 
     async def _serve_service(self, head: http1.RequestHead, record: Record, service: Service) -> bool:
         """Send the request to the service's own host. Whose it is it may say where the credential belongs, too."""
@@ -238,13 +240,14 @@ class Explicit:
         services = self._context.services
         return services is not None and services.phantom(service, head, target).presented is Presented.PHANTOM
 
-    async def _refuse_service(self, head: http1.RequestHead, record: Record, service: str) -> None:
-        if any(rule.text == service for rule in self._context.policy.managed.rules):
+    async def _refuse_service(self, head: http1.RequestHead, record: Record, name: str) -> None:
+        service = self._context.policy.services.get(name)
+        if service is not None:
             record.denial_category = DenialCategory.MANAGED_CREDENTIAL_UNAVAILABLE.value
-            refusal = refuse.service_unavailable(service)
+            refusal = refuse.service_unavailable(name, service.unsupported or "it has many hosts: ask one of them")
         else:
             record.denial_category = UNKNOWN_SERVICE
-            refusal = refuse.no_service(service)
+            refusal = refuse.no_service(name)
         record.path, record.reason = without_query(head.target), str(refusal.body["reason"])
         await self._conversation.refuse(head, record, refusal)
 

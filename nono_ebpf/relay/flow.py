@@ -26,7 +26,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
-from nono_ebpf.audit.record import Mode, Record, open_record
+from nono_ebpf.audit.record import NO_REQUEST, Mode, Record, open_record
 from nono_ebpf.audit.window import Worth
 from nono_ebpf.authority import Authority
 from nono_ebpf.errors import ClientProtocolError, NonoError, UpstreamError
@@ -189,7 +189,7 @@ class Flow:
             await self._serve_redirected(origin)
 
     async def _serve_explicit(self) -> None:
-        self._record.reason = "the client asked for nothing"
+        self._record.denial_category, self._record.reason = NO_REQUEST, "the client asked for nothing"
 
         def open_request(mode: Mode = "http") -> Record:
             return self._open_record("request", mode)
@@ -198,7 +198,7 @@ class Flow:
         client = Explicit(self._context, self._client, self._conversation, self._record, open_request)
         if (wanted := await client.wanted()) is not None:
             self._drop_conversation()
-            self._record.reason = None
+            self._record.denial_category = self._record.reason = None
             await self._serve_tunnel(wanted)
 
     async def _serve_tunnel(self, wanted: Wanted) -> None:
@@ -301,6 +301,9 @@ class Flow:
 
         Requests, each to be judged; or, where no name is known, a server name.
         """
+        if name is not None and not await self._is_used():
+            self._record.denial_category, self._record.reason = NO_REQUEST, "the client said nothing"
+            return
         try:
             sniffed = await self._sniff(None)
         except ClientProtocolError as error:
@@ -318,6 +321,13 @@ class Flow:
             case _:
                 note_verdict(self._record, denial)
                 await self._refuse(refuse.denied(denial))
+
+    async def _is_used(self) -> bool:
+        """Whether the client does not end before it says anything; many connect before they have something to ask."""
+        try:
+            return bool(self._client.unread) or await self._client.fill(self._limits.keep_alive_s)
+        except TimeoutError:
+            return True
 
     def _known_by(self) -> Identity:
         return Identity.AUTHORITY if self._record.mode in {"connect", "socks5"} else Identity.DNS
@@ -404,8 +414,15 @@ class Flow:
         """Requests, the first ones over `upstream`, which is connected to `authority`."""
 
         def new_record() -> Record:
-            record = self._open_record("request", self._record.mode)
-            record.sniff = self._record.sniff
+            flow = self._record
+            record = self._open_record("request", flow.mode)
+            record.identity, record.target, record.port, record.sniff = (
+                flow.identity,
+                flow.target,
+                flow.port,
+                flow.sniff,
+            )
+            record.auth_mechanism, record.auth_outcome = flow.auth_mechanism, flow.auth_outcome
             return record
 
         self._upstream = None

@@ -141,11 +141,12 @@ async def read_request_head(client: Stream, limits: Limits, patience_s: float) -
 
 @dataclass(frozen=True, slots=True)
 class _Sending:
-    """A request, whom it is for, and what is sent on in its place."""
+    """A request, whom it is for, and what is sent on in its place. `judged`: not every request is permitted there."""
 
     head: http1.RequestHead
     addressed: Addressed
     outgoing: Outgoing | None
+    judged: bool
 
 
 class Conversation:
@@ -272,11 +273,14 @@ class Conversation:
             return await self._refuse(head, record, refuse.denied(permit))
         if permit.target is not None:
             addressed = replace(addressed, target=permit.target)
-        if _is_restricted(permit):
-            http1.check_no_override(head)
+        judged = _is_restricted(permit)
+        if judged:
+            http1.check_means_one_request(head)
         if (addressed.tls or permit.service) and http1.asks_for_websocket(head):
+            refusal = refuse.unsupported_upgrade()
             record.decision, record.denial_category = "deny", UNSUPPORTED_UPGRADE
-            return await self._refuse(head, record, refuse.unsupported_upgrade())
+            record.reason = str(refusal.body["reason"])
+            return await self._refuse(head, record, refusal)
         outgoing = await self._prepare(permit, head, addressed, record)
         if isinstance(outgoing, Refusal):
             return await self._refuse(head, record, outgoing)
@@ -286,7 +290,7 @@ class Conversation:
             permit = await self._judge(head, replace(addressed, target=outgoing.judged, service=service), record)
             if isinstance(permit, Denial):
                 return await self._refuse(head, record, refuse.denied(permit))
-        return await self._carry(permit, _Sending(head, addressed, outgoing), record)
+        return await self._carry(permit, _Sending(head, addressed, outgoing, judged), record)
 
     async def _prepare(
         self, permit: Permit, head: http1.RequestHead, addressed: Addressed, record: Record
@@ -314,7 +318,8 @@ class Conversation:
     def _exchange(self, upstream: Upstream, sending: _Sending) -> Exchange:
         piece_bytes = self._context.crowd.piece_bytes
         return Exchange(
-            self._client, upstream, sending.head, sending.addressed, self._limits, piece_bytes, sending.outgoing
+            *(self._client, upstream, sending.head, sending.addressed, self._limits, piece_bytes, sending.outgoing),
+            judged=sending.judged,
         )
 
     async def _judge(self, head: http1.RequestHead, addressed: Addressed, record: Record) -> Permit | Denial:
@@ -388,7 +393,7 @@ class Conversation:
         else:
             self._give_back()
         if exchange.cut_off:
-            await self._client.linger(self._limits.linger_s, self._limits.linger_bytes)
+            await self._client.linger(self._limits.linger_s, self._limits.linger_in_all_s)
         return outcome is Outcome.KEEP or outcome is Outcome.CLOSE_UPSTREAM
 
 

@@ -22,7 +22,9 @@ class Limits:
 
     # Learning what a client wants.
     sniff_s: float = 10.0  # from a client's first byte to a whole ClientHello or HTTP head
-    first_bytes_s: float = 10.0  # for a client of which no name is known: nothing is dialled before it speaks
+    first_bytes_s: float = (
+        10.0  # for a client of the proxy, or of which no name is known: nothing is dialled before it speaks
+    )
     refusal_wait_s: float = 2.0  # for a denied client to show its language; ssh and SMTP clients never do
 
     # The far side.
@@ -36,7 +38,7 @@ class Limits:
     # Upstreams inside TLS that nobody is using.
     idle_upstreams: int = 256
     idle_upstreams_per_host: int = 32
-    idle_upstream_s: float = 60.0  # below what most servers keep
+    idle_upstream_s: float = 50.0  # below the 60 s of AWS's load balancers
     tls_sessions: int = 256  # of hosts, to begin the next connection with
 
     # Moving bytes.
@@ -50,9 +52,13 @@ class Limits:
     splices_per_wakeup: int = 8  # up to 8 MiB, two milliseconds, before another flow gets its turn
 
     # HTTP/1.
-    keep_alive_s: float = 75.0  # between two requests; nginx's default, longer than clients keep a connection
+    keep_alive_s: float = (
+        75.0  # before a request to a known host; nginx's default, longer than clients keep a connection
+    )
     response_head_s: float = 30.0  # from its first byte to its last; before that, `idle_s`
     challenges: int = 4  # 407s on one connection; a client that waits for the first one needs no other
     interim_responses: int = 64  # 1xx before one final response
-    linger_s: float = 1.0  # reading on after a refusal, so that a RST does not overtake it (RFC 9112 §9.6)
-    linger_bytes: int = 16 << 20  # what an upload has under way when its answer comes early, and more
+    # Reading on behind the last answer, so that a RST does not overtake it (RFC 9112 §9.6), as nginx and httpd do.
+    linger_s: float = 1.0  # for a client that sends nothing more
+    linger_in_all_s: float = 30.0  # for one that sends all of a large body before it reads
+    linger_bytes: int = 1 << 20  # of a request that is challenged

@@ -118,9 +118,9 @@ def no_service(name: str) -> Refusal:
     return Refusal(HTTPStatus.NOT_FOUND, Alert.ACCESS_DENIED, {"error": _slug(HTTPStatus.NOT_FOUND), "reason": reason})
 
 
-def service_unavailable(name: str) -> Refusal:
-    """A service of which we have not got the credential."""
-    reason = f"requests to the service {name} need its credential, which is not available"
+def service_unavailable(name: str, why: str) -> Refusal:
+    """A service that no request reaches, or none by its name."""
+    reason = f"requests to the service {name} do not reach it by this name: {why}"
     body: dict[str, str | int | None] = {
         "error": DenialCategory.MANAGED_CREDENTIAL_UNAVAILABLE.value,
         "service": name,
@@ -229,7 +229,7 @@ async def say_last(client: Stream, text: bytes, limits: Limits) -> None:
     """Deliver `text` and close the client. A client that is already gone is no error."""
     try:
         await client.send(text, limits.refusal_wait_s)
-        await client.linger(limits.linger_s, limits.linger_bytes)
+        await client.linger(limits.linger_s, limits.linger_in_all_s)
     except OSError:
         client.reset()
     finally:

@@ -203,7 +203,7 @@ class _Secured(Stream):
             raise
         self.sent_bytes += len(data)
 
-    async def linger(self, deadline_s: float, limit_bytes: int) -> None:
+    async def linger(self, quiet_s: float, deadline_s: float) -> None:
         """As `Stream`, with a close_notify before the FIN. What is read away stays encrypted."""
         tls = self._tls
         try:
@@ -212,8 +212,8 @@ class _Secured(Stream):
                 if not tls.push():
                     await tls.drain(deadline_s)
                 self.sock.shutdown(socket.SHUT_WR)
-                while limit_bytes > 0 and (raw := await super()._read(_RECORD_BYTES, deadline_s)):
-                    limit_bytes -= len(raw)
+                while await super()._read(_PIECE_BYTES, quiet_s):  # noqa: ASYNC110  # as there
+                    await asyncio.sleep(0)
         except OSError:
             return
 

@@ -32,6 +32,7 @@ _FINISH_ON_CLOSE: Final = struct.pack("ii", 0, 0)
 _TCP_INFO: Final = struct.Struct("=44xI4xI64xQ")
 # More than nearly every head, and what a flow can hold beyond the longest one.
 _HEAD_READ_BYTES: Final = 16384
+_LINGER_READ_BYTES: Final = 65536
 
 
 def tune(connection: socket.socket) -> None:
@@ -214,16 +215,16 @@ class Stream:
         self.unread.clear()
         return data
 
-    async def linger(self, deadline_s: float, limit_bytes: int) -> None:
-        """Send FIN and read the rest away, so that the last answer arrives.
+    async def linger(self, quiet_s: float, deadline_s: float) -> None:
+        """Send FIN and read the rest away until the peer ends, or sends nothing for `quiet_s`: the last answer arrives.
 
         Closing with unread bytes sends a RST.
         """
         try:
             self.sock.shutdown(socket.SHUT_WR)
             async with asyncio.timeout(deadline_s):
-                while limit_bytes > 0 and (data := await self._read(_HEAD_READ_BYTES, deadline_s)):
-                    limit_bytes -= len(data)
+                while await self._read(_LINGER_READ_BYTES, quiet_s):  # noqa: ASYNC110  # it waits for the socket
+                    await asyncio.sleep(0)  # who has more would keep others from their turn
         except OSError:
             # The peer left or keeps talking past the deadline; the answer has had its chance either way.
             return

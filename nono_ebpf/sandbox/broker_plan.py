@@ -16,7 +16,7 @@ from nono_ebpf.errors import SandboxError
 STOP = b"stop"
 _LENGTH = struct.Struct("=I")
 
-Availability = Literal["present", "waiting", "missing", "lazy", "unsupported"]
+Availability = Literal["present", "waiting", "missing", "lazy"]
 
 
 class BrokerCredential(msgspec.Struct, frozen=True):
@@ -48,7 +48,7 @@ class CredentialState(msgspec.Struct, frozen=True):
     """What is known of a credential at the start.
 
     `availability`: "present"; "waiting", a file that cannot be used yet; "missing", a variable that is not there and
-    never will be; "lazy", read when a request needs it; "unsupported", never. `state` and `problem` say why.
+    never will be; "lazy", read when a request needs it. `state` and `problem` say why.
     """
 
     name: str

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
@@ -17,9 +19,10 @@ import msgspec
 from nono_ebpf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 FLAG = "--carried"
+_NAME = "nono-ebpf"
 
 
 class _Rest(msgspec.Struct, frozen=True):
@@ -38,12 +41,8 @@ class Carried:
 
     def variable(self, name: str) -> bytearray:
         """The secret that the variable `name`, one of `names`, has; the caller's to overwrite."""
-        content = bytearray(os.fstat(self._fd).st_size)
-        os.preadv(self._fd, [content], 0)
-        with memoryview(content) as view:
-            found = bytearray(msgspec.msgpack.decode(view, type=dict[bytes, memoryview])[os.fsencode(name)])
-            view[:] = bytes(len(view))
-        return found
+        with _secrets(self._fd) as found:
+            return bytearray(found[os.fsencode(name)])
 
 
 def start_again(
@@ -66,31 +65,40 @@ def receive(text: str) -> Carried:
         ConfigError: somebody else wrote the option.
     """
     try:
-        rest_fd, secrets_fd = map(int, text.split(":"))
+        rest_fd, secrets_fd = map(_ours, text.split(":"))
         os.set_inheritable(secrets_fd, False)
         with open(rest_fd, "rb") as file:  # noqa: PTH123  # a descriptor
             rest = msgspec.msgpack.decode(file.read(), type=_Rest)
-        names = _names(secrets_fd)
+        with _secrets(secrets_fd) as found:
+            names = frozenset(map(os.fsdecode, found))
     except (OSError, ValueError) as error:
         raise ConfigError(FLAG, "is for nono-ebpf's own use", hint="leave it out") from error
     environment = {os.fsdecode(name): os.fsdecode(value) for name, value in rest.environment.items()}
     return Carried(environment, rest.umask, names, secrets_fd)
 
 
-def _names(fd: int) -> frozenset[str]:
+@contextmanager
+def _secrets(fd: int) -> Iterator[dict[bytes, memoryview]]:
+    """By the names of their variables, overwritten behind it."""
     content = bytearray(os.fstat(fd).st_size)
     os.preadv(fd, [content], 0)
-    with memoryview(content) as view:
-        found = msgspec.msgpack.decode(view, type=dict[bytes, memoryview])
-        names = frozenset(map(os.fsdecode, found))
-        del found
-        view[:] = bytes(len(view))
-    return names
+    try:
+        yield msgspec.msgpack.decode(content, type=dict[bytes, memoryview])
+    finally:
+        content[:] = bytes(len(content))
+
+
+def _ours(text: str) -> int:
+    """A descriptor, and none of the caller's, who may have written the option. Raises ValueError, OSError."""
+    fd = int(text)
+    if not str(Path(f"/proc/self/fd/{fd}").readlink()).startswith(f"/memfd:{_NAME} "):
+        raise ValueError(text)
+    return fd
 
 
 def _memory(content: bytes) -> int:
     """A descriptor that the next program inherits, at its beginning."""
-    fd = os.memfd_create("nono-ebpf", 0)
+    fd = os.memfd_create(_NAME, 0)
     os.write(fd, content)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from nono_ebpf.sandbox.user import User
 
+SECRETS: Final = ".config/nono-ebpf/secrets"  # below a home
 _LINKS_MAX: Final = 40  # path_resolution(7)
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 # Without these, programs do not find themselves or each other; the file system hierarchy standard, hier(7).
@@ -48,7 +50,7 @@ def secret_directories(path: Path, user: User, needed: Iterable[Path] = ()) -> t
     """The directories (real paths) to be hidden from the command so that it never reads the secret at `path`, nor what
     takes its place there. The file itself need not be there yet.
 
-    None, when the account can neither read the file nor come to: neither the file nor a directory on the way is its
+    Empty, when the account can neither read the file nor come to: neither the file nor a directory on the way is its
     own, it may write to none of these directories but such as /tmp, and the file's mode has nothing for others. Who
     puts a new secret there has to keep it so.
 
@@ -63,9 +65,12 @@ def secret_directories(path: Path, user: User, needed: Iterable[Path] = ()) -> t
         ConfigError: one of them cannot be hidden without breaking the command, or is missing; or the file has a
             second name (a hard link), which hiding would leave.
     """
-    with user.rights() if sudo.invoking_uid() else nullcontext():
-        way = _resolve(path)
-        _check_there(path, way)
+    try:
+        with user.rights() if sudo.invoking_uid() else nullcontext():
+            way = _resolve(path)
+            _check_there(path, way)
+    except OSError as error:
+        raise ConfigError(str(path), str(error.strerror)) from error
     if _is_closed(way, user):
         return ()
     _check_single(path, way.file)
@@ -99,14 +104,11 @@ def _resolve(path: Path) -> _Way:
 
 
 def _check_there(path: Path, way: _Way) -> None:
-    try:
-        if way.file.is_dir():
-            raise ConfigError(str(path), "a secret is kept in a file; this is a directory")
-        if not way.file.parent.is_dir():
-            hint = f"make it before: mkdir -m 700 {way.file.parent}"
-            raise ConfigError(str(path), f"the directory {way.file.parent} is missing", hint=hint)
-    except OSError as error:
-        raise ConfigError(str(path), str(error.strerror)) from error
+    if way.file.is_dir():
+        raise ConfigError(str(path), "a secret is kept in a file; this is a directory")
+    if not way.file.parent.is_dir():
+        hint = f"make it before: mkdir -m 700 {shlex.quote(str(way.file.parent))}"
+        raise ConfigError(str(path), f"the directory {way.file.parent} is missing", hint=hint)
 
 
 def _is_closed(way: _Way, user: User) -> bool:
@@ -167,6 +169,7 @@ def _cannot_hide(path: Path, directory: Path, way: _Way, where: str, user: User)
     if directory != way.file.parent:
         hint = f"name it by its real path, {way.file}"
         return ConfigError(str(path), f"it is found by a symbolic link in {where} and cannot be hidden", hint=hint)
-    own = f"{user.home}/.config/nono-ebpf/secrets"
-    hint = f"keep it in a directory of its own: mkdir -p -m 700 {own} && mv {way.file} {own}/"
+    own = f"{user.home}/{SECRETS}"
+    move = "install -m 600" if any(map(way.file.is_relative_to, _SYSTEM_TREES)) else "mv"
+    hint = f"keep it in a directory of its own: mkdir -p -m 700 {own} && {move} {way.file} {own}/"
     return ConfigError(str(path), f"it lies in {where} and cannot be hidden", hint=hint)

@@ -34,6 +34,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nono_ebpf.authority import host_address
 from nono_ebpf.errors import ClientProtocolError
+from nono_ebpf.tls.constraints import can_be_constrained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -44,9 +45,6 @@ LONGEST: Final = timedelta(days=365)
 _BACKDATED: Final = timedelta(hours=1)
 _LEAF_LIFE: Final = timedelta(hours=24)
 _MAX_COMMON_NAME: Final = 64  # RFC 5280, appendix A: ub-common-name
-# Ours: of all names together, as DER. They are in every handshake, in which Java takes messages of 32 KiB.
-_MAX_NAMES_BYTES: Final = 16384
-_NAME_HEADER_BYTES: Final = 4
 _MIN_RSA_BITS: Final = 2048  # what OpenSSL and Java take without being told to
 # What no server can have: RFC 6761 §6.4, RFC 919 §7, RFC 4291 §2.7.
 _NOBODYS_NAME: Final = x509.DNSName("invalid")
@@ -156,8 +154,7 @@ class CertificateAuthority:
     """Signs for `hosts`: canonical names and addresses, `*.` and a name for all below it, `*` for every host.
 
     `certificate_pem` is what clients have to trust: the topmost of `parent`, or a root made for the purpose. The key of
-    neither is kept. `constrained`: clients believe it about no other hosts; not so with `*`, or with more hosts than a
-    handshake should carry the names of.
+    neither is kept. Clients believe it about no other hosts, where it `can_be_constrained` to them.
 
     Raises ValueError: `valid_for` is not within SHORTEST and LONGEST, or there are no hosts.
     """
@@ -177,9 +174,7 @@ class CertificateAuthority:
         self._now, self._leaf_valid_for = now, leaf_valid_for
         self._names = frozenset(host.removeprefix("*.") for host in hosts)
         self._any = "*" in self._names
-        names_bytes = sum(len(name) + _NAME_HEADER_BYTES for name in self._names)
-        self.constrained = not self._any and names_bytes <= _MAX_NAMES_BYTES
-        constraints = _constraints(self._names) if self.constrained else None
+        constraints = _constraints(self._names) if can_be_constrained(hosts) else None
         if parent is None:
             parent = _make_root(constraints, now(), now() + valid_for)
         self._key = ec.generate_private_key(ec.SECP256R1())

@@ -10,6 +10,7 @@ pass through memory that has a path.
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _PROTOCOLS: Final = ("http/1.1",)
 # openssl-verification-options(1): codes of a chain that ends with nobody we trust.
+_VERSION_OF_ALERT: Final = re.compile("^(?:ssl|tls)v[0-9]+ (?=alert)")  # of OpenSSL's naming, not of the connection
 _ISSUER_UNKNOWN: Final = frozenset((2, 18, 19, 20, 21))
 # Ours. A context takes 22 KiB, and a new one 0.7 ms.
 _MAX_CONTEXTS: Final = 512
@@ -77,7 +79,9 @@ def why(error: Exception) -> str:
     reason = error.reason if isinstance(error, ssl.SSLError) else None
     if reason == "WRONG_VERSION_NUMBER":
         return "what it answers is not TLS"
-    return (reason or str(error)).lower().replace("_", " ")
+    if reason is not None and reason.endswith("ALERT_CERTIFICATE_REQUIRED"):
+        return "it wants a client certificate; tls_client_cert and tls_client_key of a credential name one"
+    return _VERSION_OF_ALERT.sub("", (reason or str(error)).lower().replace("_", " "))
 
 
 class MemoryFile:

@@ -55,10 +55,15 @@ _HOP_BY_HOP: Final = frozenset(
 )  # fmt: skip
 # Written by us from the parsed form, so a Connection field that names them changes nothing.
 _OWNED: Final = frozenset((b"host", b"content-length"))
+_ONE_SPELLING: Final = bytes(
+    each if chr(each).isalnum() and each < 128 else ord("-") for each in bytes(range(256)).lower()
+)
 # Of IIS, Symfony and Zend; of Rails, Django REST framework and Google's APIs.
 _OVERRIDES: Final = frozenset(
     (b"x-original-url", b"x-rewrite-url", b"x-http-method-override", b"x-http-method", b"x-method-override")
 )
+# RFC 9110 §9.3.1, §9.3.2; for OPTIONS a specification may define one (§9.3.7), and none does.
+_WITHOUT_CONTENT: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 # RFC 6455 §1.3
 _WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 SWITCHING_PROTOCOLS: Final = 101
@@ -268,11 +273,20 @@ def check_origin_form(head: RequestHead, target: str) -> None:
         raise ClientProtocolError("request target is not a path")
 
 
-def check_no_override(head: RequestHead) -> None:
-    """Refuse fields by which some servers serve another method or path than those of the request line."""
+def one_spelling(name: bytes) -> bytes:
+    """Of all field names that servers may take for the same: in CGI (RFC 3875 §4.1.18) `-` and `_` are one, and some
+    make a `_` of every other character, too.
+    """
+    return name.translate(_ONE_SPELLING)
+
+
+def check_means_one_request(head: RequestHead) -> None:
+    """Refuse what some servers take for another method or path than those of the request line, or for two requests."""
     for name, _ in head.fields:
-        if name.lower().replace(b"_", b"-") in _OVERRIDES:
+        if one_spelling(name) in _OVERRIDES:
             raise ClientProtocolError(f"{name.decode('ascii')} could make another request of one that is judged")
+    if head.method.upper() in _WITHOUT_CONTENT and not request_body(head).done:
+        raise ClientProtocolError(f"{head.method} with a body could hide another request in it; leave the body out")
 
 
 def _authority(text: str, default_port: int) -> Authority:
@@ -497,11 +511,13 @@ def request_bytes(
     *,
     websocket: bool,
     tls: bool = False,
+    last: bool = False,
     fields: Iterable[tuple[bytes, bytes]] | None = None,
 ) -> bytes:
-    """The head to send upstream: origin-form target, our Host, our framing; `websocket` keeps that Upgrade.
+    """The head to send upstream: origin-form target, our Host, our framing.
 
-    `fields`: the end-to-end fields to send, if not those of `head`.
+    `websocket` keeps that Upgrade; `last` asks the server to close behind its response. `fields`: the end-to-end fields
+    to send, if not those of `head`.
 
     No Via (RFC 9110 §7.6.3) is added: the client did not choose an intermediary, and servers change their
     answers for one.
@@ -510,6 +526,8 @@ def request_bytes(
     sent = [(b"Host", host_field(authority, tls=tls)), *(end_to_end(head.fields) if fields is None else fields)]
     if websocket:
         sent += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
+    elif last:
+        sent.append((b"Connection", b"close"))
     return _write(line, [*sent, *_framing_fields(head)])
 
 

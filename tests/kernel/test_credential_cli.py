@@ -13,6 +13,7 @@ import pytest
 from kit.account import NOBODY, TIMEOUT_S, place
 from kit.expect import require
 from kit.keyring import session
+from kit.patience import patient
 
 from nono_ebpf.credential import keyring_state
 from nono_ebpf.sandbox.user import User
@@ -107,6 +108,15 @@ def test_it_is_replaced_and_listed(own: Path) -> None:
     listed = json.loads(host(own, f"{PROGRAM} list --json").stdout)
     assert [(each["name"], each["state"] == "readable") for each in listed] == [("api_key", True), ("damaged", False)]
     assert host(own, f"{PROGRAM} list").stdout.splitlines()[0] == f"api_key  {STORE}/nono.api_key  readable"
+
+
+def test_an_empty_list_says_so(own: Path) -> None:
+    """To people; for machines it is an empty list."""
+    done = host(own, f"{PROGRAM} list")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (0, "", 1)
+    assert f"no credential is in {STORE}; `nono-ebpf credential set NAME`" in done.stderr
+    done = host(own, f"{PROGRAM} list --json")
+    assert (done.returncode, json.loads(done.stdout), done.stderr) == (0, [], "")
 
 
 def test_it_cannot_be_passed_off_as_another(own: Path) -> None:
@@ -226,8 +236,56 @@ def on_terminal(own: Path, script: str, prompt: bytes, typed: bytes) -> bytes:
 def test_the_doctor_can_say_where_credentials_are(place: Path) -> None:
     """One line for an account, whatever its session; root's are elsewhere."""
     user = User("nobody", NOBODY.pw_uid, NOBODY.pw_gid, (NOBODY.pw_gid,), str(place))
-    assert "no keyring service answers" in keyring_state(user)
-    assert "host's encrypted store" in keyring_state(None)
-    for state in ("unlocked", "locked"):
-        with session(place, state) as environment:
-            assert f"the keyring of nobody is {state}" in keyring_state(user, environment["XDG_RUNTIME_DIR"])
+    usable, told = keyring_state(user)
+    assert (usable, "no keyring service answers" in told) == (False, True)
+    usable, told = keyring_state(None)
+    assert (usable, "host's encrypted store" in told) == (True, True)
+    with session(place, "unlocked") as environment:
+        assert keyring_state(user, environment["XDG_RUNTIME_DIR"]) == (True, "the keyring of nobody: unlocked")
+    with session(place, "locked") as environment:
+        usable, told = keyring_state(user, environment["XDG_RUNTIME_DIR"])
+        assert (usable, "it is locked; unlock it" in told) == (False, True)
+
+
+def test_through_sudo_it_is_looked_at_with_the_askers_rights(place: Path) -> None:
+    """`doctor`: root's rights would open what `run` cannot. What only the asker's shell knows is not guessed at."""
+    own, closed = place / "own/token", place / "closed/token"
+    for path in (own, closed):
+        path.parent.mkdir(mode=0o700)
+        path.write_text("value")
+        path.chmod(0o600)
+    os.chown(own.parent, NOBODY.pw_uid, NOBODY.pw_gid)
+    os.chown(own, NOBODY.pw_uid, NOBODY.pw_gid)
+    keys = {"own": f"file://{own}", "closed": f"file://{closed}", "kept": "kit_kept", "shell": "env://KIT_TOKEN"}
+    services = {
+        name: {"upstream": f"https://{name}.test", "credential_key": key, "env_var": "X"} for name, key in keys.items()
+    }
+    profile = place / "agent.json"
+    profile.write_text(json.dumps({"network": {"credentials": list(services), "custom_credentials": services}}))
+    done = subprocess.run(
+        [sys.executable, "-I", "-m", "nono_ebpf", "doctor", "--json", "--profile", str(profile)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=patient(180),
+        check=False,
+        env=os.environ | {"SUDO_UID": str(NOBODY.pw_uid), "KIT_TOKEN": "root's"},
+    )
+    found = {each["name"].removeprefix("credential "): each for each in json.loads(done.stdout)}
+    states = {name: found[name]["state"] for name in keys}
+    assert states == {"own": "yes", "closed": "no", "kept": "no", "shell": "could not tell"}
+    assert "Permission denied" in found["closed"]["detail"]
+    assert "no keyring service answers" in found["kept"]["detail"]
+    assert "without sudo" in found["shell"]["detail"]
+
+
+def test_through_sudo_no_profile_is_read_with_roots_rights(place: Path) -> None:
+    """A rule for `doctor` in sudoers is none for reading any file."""
+    profile = place / "agent.json"
+    profile.write_text('{"network": {"credentials": ["hunter2"]}}')
+    profile.chmod(0o600)
+    command = [sys.executable, "-I", "-m", "nono_ebpf", "doctor", "--profile", str(profile)]
+    asked = os.environ | {"SUDO_UID": str(NOBODY.pw_uid)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(180), check=False, env=asked)
+    assert (done.returncode, done.stderr.count("\n"), "Permission denied" in done.stderr) == (2, 1, True), done.stderr
+    assert "hunter2" not in done.stdout + done.stderr

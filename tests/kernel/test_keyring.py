@@ -6,11 +6,13 @@ import base64
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from kit.account import AS_NOBODY, TIMEOUT_S, place
 from kit.checkout import opened
+from kit.expect import missing
 from kit.keyring import session
 
 if TYPE_CHECKING:
@@ -30,6 +32,39 @@ with closing(secretstorage.dbus_init()) as bus:
     if len(sys.argv) > 2:
         collection.create_item("nono", attributes, sys.argv[2].encode(), replace=True)
     print([item.get_secret().decode() for item in collection.search_items(attributes)])
+"""
+# The real nono: its proxy is asked for a service whose credential is the entry of that name, and what the service got.
+NONOS_PROXY = """
+import http.client, socket, sys, threading
+from nono_py import ProxyConfig, RouteConfig, start_proxy
+listener = socket.create_server(("127.0.0.1", 0))
+def serve():
+    connection, _ = listener.accept()
+    with connection:
+        got = connection.recv(65536).decode()
+        field = [line for line in got.split("\\r\\n") if line.lower().startswith("authorization:")]
+        print(field[0].split(": ", 1)[1], flush=True)
+        connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n")
+threading.Thread(target=serve, daemon=True).start()
+upstream = f"http://127.0.0.1:{listener.getsockname()[1]}"
+route = RouteConfig("api", upstream, credential_key=sys.argv[1])
+proxy = start_proxy(ProxyConfig(routes=[route], allow_all_hosts=True))
+asked = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=60)
+asked.request("GET", "/api/x", headers={"Authorization": "Bearer " + proxy.env_vars()["NONO_PROXY_TOKEN"]})
+print(asked.getresponse().status)
+proxy.shutdown()
+"""
+# Whoever reads may have lost the way to our files by becoming somebody else.
+PRELOADED = """
+import os, sys
+from nono_ebpf.credentials import sources
+from nono_ebpf.credentials.reading import Surroundings
+from nono_ebpf.credentials.references import parse_reference
+reference, around = parse_reference("github_token", "x"), Surroundings(os.geteuid(), os.geteuid(), dict(os.environ))
+sources.preload([reference], around.uid)
+sys.path[:] = [path for path in sys.path if "python3" in path and "-packages" not in path]
+sys.path_importer_cache.clear()
+print(sources.read(reference, around).value.reveal().decode())
 """
 LOCK = """
 import secretstorage
@@ -64,6 +99,8 @@ def test_what_is_kept_can_be_read(place: Path) -> None:
     """Set from stdin, replaced, listed; the value is in no output. nono finds it under the same attributes."""
     with session(place, "unlocked") as environment:
         assert state_of(environment, "github_token") == "missing"
+        listed = credential(environment, "list")
+        assert (listed.stdout, "no credential is in the keyring (service nono)" in listed.stderr) == ("", True)
         for value in ("first-value", "other-value\n"):
             done = credential(environment, "set", "github_token", given=value)
             assert (done.returncode, done.stdout) == (0, "")
@@ -85,6 +122,16 @@ def test_what_nono_kept_is_found_and_replaced(place: Path) -> None:
         assert run(environment, "-c", AS_NONO, "github_token").stdout == "['by-us']\n"
 
 
+def test_nono_itself_reads_what_is_kept_here(place: Path) -> None:
+    """Its proxy finds the entry in the same keyring, and puts it into a request."""
+    if find_spec("nono_py") is None:
+        missing("nono-py", "nono_py is not installed")
+    with session(place, "unlocked") as environment:
+        credential(environment, "set", "github_token", given="by-us")
+        done = run(environment, "-c", NONOS_PROXY, "github_token")
+        assert done.stdout.split("\n") == ["Bearer by-us", "200", ""], done.stderr
+
+
 def test_a_locked_keyring_is_said_to_be(place: Path) -> None:
     """After a start without its password, and locked meanwhile. Nobody is asked anything, and nothing hangs."""
     with session(place, "unlocked") as environment:
@@ -99,6 +146,24 @@ def test_a_locked_keyring_is_said_to_be(place: Path) -> None:
         assert "locked" in done.stdout + done.stderr
     with session(place, "unlocked") as environment:
         assert state_of(environment, "github_token") == "readable"
+
+
+def test_of_a_locked_keyring_nobody_says_that_it_is_empty(place: Path) -> None:
+    """What it holds may be hidden, so nothing is called missing."""
+    with session(place, "unlocked") as environment:
+        assert credential(environment, "list").returncode == 0
+    with session(place, "locked") as environment:
+        assert state_of(environment, "github_token") == "locked"
+        done = credential(environment, "list")
+        assert (done.returncode, done.stdout, "does not tell what it holds" in done.stderr) == (1, "", True)
+
+
+def test_what_is_imported_before_is_all_that_is_needed(place: Path) -> None:
+    """The broker reads when it has become an account to which a checkout may be closed."""
+    with session(place, "unlocked") as environment:
+        credential(environment, "set", "github_token", given="value")
+        done = run(environment, "-c", PRELOADED)
+        assert (done.stdout, done.returncode) == ("value\n", 0), done.stderr
 
 
 def test_without_a_keyring_it_is_said_what_to_do(place: Path) -> None:

@@ -28,8 +28,10 @@ SECRET = "sk-canary-0123456789"
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
+    """Of what a test has started; what others may have left is not its own."""
+    known = abandoned()
     yield
-    assert abandoned() == []
+    assert abandoned() <= known
 
 
 @pytest.fixture
@@ -43,12 +45,17 @@ def profile(tmp_path: Path) -> Path:
     def service(key: str, **more: str) -> dict[str, str]:
         return {"upstream": f"https://{key[:3]}.test", "credential_key": key} | more
 
+    handed = tmp_path / "handed"
+    handed.mkdir(mode=0o755)
+    (handed / "token").write_text(SECRET)
+    (handed / "token").chmod(0o400)
     services = {
         "present": service("env://PRESENT_KEY"),
         "missing": service("env://MISSING_KEY"),
         "filed": service(f"file://{kept}/key", env_var="FILED_KEY"),
         "waiting": service(f"file://{kept}/later", env_var="WAITING_KEY"),
         "lazy": service("lazy_key"),
+        "handed": service("credentials-directory://token", env_var="HANDED_KEY"),
     }
     written = tmp_path / "agent.json"
     written.write_text(json.dumps({"network": {"custom_credentials": services, "credentials": list(services)}}))
@@ -64,7 +71,9 @@ def run(profile: Path, *command: str, options: tuple[str, ...] = ()) -> subproce
         timeout=patient(60),
         check=False,
         cwd="/",
-        env=os.environ | {"PRESENT_KEY": SECRET},
+        # The last is where the command is to find the token: what the caller has there is a key, too.
+        env=os.environ
+        | {"PRESENT_KEY": SECRET, "CREDENTIALS_DIRECTORY": f"{profile.parent}/handed", "FILED_KEY": SECRET},
     )
 
 
@@ -74,13 +83,13 @@ def test_what_the_command_is_told(profile: Path) -> None:
     told = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     port = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/present", told["PRESENT_BASE_URL"])
     assert port is not None, told
-    names = ("present", "missing", "filed", "waiting", "lazy")
+    names = ("present", "missing", "filed", "waiting", "lazy", "handed")
     assert {told[f"{name.upper()}_BASE_URL"] for name in names} == {
         f"http://127.0.0.1:{port[1]}/{name}" for name in names
     }
     token = told["NONO_PROXY_TOKEN"]
-    keys = {name: told.get(f"{name}_KEY") for name in ("PRESENT", "MISSING", "FILED", "WAITING", "LAZY")}
-    assert keys == dict.fromkeys(("PRESENT", "FILED", "WAITING", "LAZY"), token) | {"MISSING": None}
+    keys = {name: told.get(f"{name}_KEY") for name in ("PRESENT", "MISSING", "FILED", "WAITING", "LAZY", "HANDED")}
+    assert keys == dict.fromkeys(("PRESENT", "FILED", "WAITING", "LAZY", "HANDED"), token) | {"MISSING": None}
     assert told["SSL_CERT_FILE"] == told["NODE_EXTRA_CA_CERTS"]
     lines = [line for line in done.stderr.splitlines() if "warning" in line]
     assert len(lines) == 2, done.stderr
@@ -90,33 +99,57 @@ def test_what_the_command_is_told(profile: Path) -> None:
     assert SECRET not in done.stdout + done.stderr
 
 
-def test_through_sudo(profile: Path) -> None:
-    """An ordinary user's variable is the broker's: the command has the phantom in its place, and the rest as it was."""
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A home that everybody may enter."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
+
+
+def through_sudo(home: Path, *command: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """As nobody, whose home that is there."""
     require("sudo")
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
-        sudoers, own = Path(place, "sudoers"), Path(place, "agent.json")
-        sudoers.write_text("Defaults env_reset\nALL ALL=(ALL) NOPASSWD: ALL\n")
-        sudoers.chmod(0o440)
-        known = {"a": {"upstream": "https://a.test", "credential_key": "env://MY_KEY", "env_var": "A_KEY"}}
-        own.write_text(json.dumps({"network": {"custom_credentials": known, "credentials": ["a"]}}))
-        Path(place).chmod(0o755)
-        allow = ["sh", "-ec", f'mount --bind {sudoers} /etc/sudoers; exec "$@"', "sh"]
-        become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-        program = [sys.executable, "-I", "-m", "nono_ebpf", "run", "--profile", str(own), "--", "env"]
-        done = subprocess.run(
-            opened([*allow, *become, *program]),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=patient(60),
-            check=False,
-            cwd="/var/tmp",
-            env={"PATH": "/usr/bin:/bin", "MY_KEY": SECRET, "OTHER": "kept"},
-        )
+    sudoers, accounts = home / "sudoers", home / "passwd"
+    sudoers.write_text("Defaults env_reset\nALL ALL=(ALL) NOPASSWD: ALL\n")
+    sudoers.chmod(0o440)
+    accounts.write_text(Path("/etc/passwd").read_text().replace(":/nonexistent:", f":{home}:"))
+    mounts = f"mount --bind {sudoers} /etc/sudoers; mount --bind {accounts} /etc/passwd"
+    become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    return subprocess.run(
+        opened(["sh", "-ec", f'{mounts}; exec "$@"', "sh", *become, sys.executable, "-I", "-m", "nono_ebpf", *command]),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=patient(60),
+        check=False,
+        cwd="/var/tmp",
+        env={"PATH": "/usr/bin:/bin"} | environment,
+    )
+
+
+def test_through_sudo(place: Path) -> None:
+    """An ordinary user's variable is the broker's: the command has the phantom in its place, and the rest as it was."""
+    own = place / "agent.json"
+    known = {"a": {"upstream": "https://a.test", "credential_key": "env://MY_KEY", "env_var": "A_KEY"}}
+    own.write_text(json.dumps({"network": {"custom_credentials": known, "credentials": ["a"]}}))
+    environment = {"MY_KEY": SECRET, "OTHER": "kept"}
+    done = through_sudo(place, "run", "--profile", str(own), "--", "env", environment=environment)
     told = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     assert told.get("A_KEY") == told["NONO_PROXY_TOKEN"], done.stderr
     assert (told.get("MY_KEY"), told["OTHER"]) == (None, "kept")
     assert SECRET not in done.stdout + done.stderr
+
+
+def test_secrets_of_other_sandboxes_are_hidden(place: Path) -> None:
+    """Also from one without credentials: those that are kept where we tell people to keep them."""
+    kept = place / ".config/nono-ebpf/secrets"
+    kept.mkdir(parents=True)
+    (kept / "key").write_text(SECRET)
+    for each in (place, *kept.parents[:3], kept, kept / "key"):
+        os.chown(each, 65534, 65534)
+    seen = f"ls -A {kept}; echo done"
+    assert through_sudo(place, "run", "--", "sh", "-c", seen, environment={}).stdout == "done\n"
 
 
 def test_no_variables_at_all(profile: Path) -> None:
@@ -133,6 +166,12 @@ def test_the_secret_is_nowhere_to_be_found(profile: Path) -> None:
     done = run(profile, "sh", "-c", script, options=("-v",))
     assert SECRET not in done.stdout + done.stderr
     assert (kept / "key").read_text() == SECRET
+
+
+def test_what_a_service_manager_handed_over_is_hidden(profile: Path) -> None:
+    """Wherever that is; systemd's own place is out of reach already."""
+    done = run(profile, "sh", "-c", f"ls -A {profile.parent}/handed; echo done")
+    assert done.stdout == "done\n", done.stderr
 
 
 def test_what_would_be_done_says_where_and_not_what(profile: Path) -> None:

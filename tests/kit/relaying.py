@@ -26,6 +26,7 @@ from nono_ebpf.errors import UpstreamError
 from nono_ebpf.model import Endpoint, FlowOrigin, IPAddress, Process, ResolvedAddress
 from nono_ebpf.policy.endpoints import parse_endpoint_rule
 from nono_ebpf.policy.rules import HostRules, Policy, Rule, parse_allow_rule, parse_deny_rule
+from nono_ebpf.policy.services import Service
 from nono_ebpf.relay.limits import Limits
 from nono_ebpf.relay.listener import Relay
 from nono_ebpf.session_token import Token
@@ -44,9 +45,9 @@ AUTHORIZED = f"Proxy-Authorization: Basic {base64.b64encode(f'nono:{TOKEN}'.enco
 # What this sandbox was given for the names of a script: never dialled, so any address will do.
 FIRST_GIVEN = int(ip_address("198.18.0.2"))
 # No deadline ends before the script's own: a test goes on when something happens, not when time has passed.
-SCRIPT_S = 15
+SCRIPT_S = 60
 LIMITS = Limits(
-    sniff_s=30, first_bytes_s=30, refusal_wait_s=30, resolve_s=30, connect_s=30, keep_alive_s=30, linger_s=30
+    sniff_s=120, first_bytes_s=120, refusal_wait_s=120, resolve_s=120, connect_s=120, keep_alive_s=120, linger_s=120
 )
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -130,7 +131,7 @@ class Relaying:
 
     `names` are permitted on the one upstream's port, and their address is loopback. `allow` may say
     `{port}` for that port. Hosts in `endpoints` are permitted there for requests like "GET /v1/**", those in `managed`
-    need the credential of that name. `lookups` are the names the resolver was asked for.
+    need the credential of that name, which cannot be had. `lookups` are the names the resolver was asked for.
     """
 
     def __init__(
@@ -156,10 +157,12 @@ class Relaying:
         allowed = [parse_allow_rule(text, "test") for text in rules]
         allowed += [self._judged(name, requests) for name, requests in (endpoints or {}).items()]
         ports = frozenset({self.port})
+        hosts = {text: Rule(name, ports, text, "test", names_port=True) for name, text in (managed or {}).items()}
         self.policy = Policy(
             HostRules(allowed),
             HostRules(parse_deny_rule(text, "test") for text in deny),
-            HostRules(Rule(name, ports, service, "test", names_port=True) for name, service in (managed or {}).items()),
+            HostRules(hosts.values()),
+            services={text: Service(text, rule, unsupported="the test has none") for text, rule in hosts.items()},
         )
         self.relay = Relay(self.policy, self, self, self, self, limits, [self.own], Token(TOKEN))
         self._open: list[Peer] = []
@@ -197,9 +200,9 @@ class Relaying:
         address = next((given for given, name in self.given.items() if name == to), None) or ip_address(to)
         return await self._connect(FlowOrigin(Endpoint(address, port or self.port), PROCESS))
 
-    async def connect_to_proxy(self) -> Peer:
-        """A client that knows of the proxy."""
-        return await self._connect(FlowOrigin(self.own, PROCESS))
+    async def connect_to_proxy(self, saying: bytes = b"") -> Peer:
+        """A client that knows of the proxy. What it is `saying` is there before the connection is taken."""
+        return await self._connect(FlowOrigin(self.own, PROCESS), saying)
 
     def expect_proxy_client(self, source_port: int) -> None:
         """Somebody else's client, which will connect to the proxy from that port."""
@@ -209,13 +212,18 @@ class Relaying:
         """A connection that the kernel has no record of."""
         return await self._connect(None)
 
-    async def _connect(self, origin: FlowOrigin | None) -> Peer:
+    async def _connect(self, origin: FlowOrigin | None, saying: bytes = b"") -> Peer:
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
         if origin is not None:
             self.origins[sock.getsockname()[1]] = origin
+        at = (str(self.own.address), self.own.port)
+        if saying:
+            sock.connect(at)
+            sock.sendall(saying)
         peer = self._kept(sock)
-        await asyncio.get_running_loop().sock_connect(sock, (str(self.own.address), self.own.port))
+        if not saying:
+            await asyncio.get_running_loop().sock_connect(sock, at)
         return peer
 
     async def accept(self) -> Peer:

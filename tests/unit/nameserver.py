@@ -40,13 +40,23 @@ class Nameserver:
 
     async def __aenter__(self) -> Nameserver:
         self.gate.set()
-        self._tcp = await asyncio.start_server(self._stream, "127.0.0.1", 0, family=socket.AF_INET)
-        port = self._tcp.sockets[0].getsockname()[1]
-        self.endpoint = Endpoint(IPv4Address("127.0.0.1"), port)
+        while not await self._open():
+            continue
         self._tasks: set[asyncio.Task[None]] = set()
-        self._udp = await asyncio_dgram.bind(("127.0.0.1", port))
         self._tasks.add(asyncio.create_task(self._datagrams()))
         return self
+
+    async def _open(self) -> bool:
+        """Whether the port that is free for TCP is for UDP as well: somebody else may have it."""
+        self._tcp = await asyncio.start_server(self._stream, "127.0.0.1", 0, family=socket.AF_INET)
+        port = self._tcp.sockets[0].getsockname()[1]
+        try:
+            self._udp = await asyncio_dgram.bind(("127.0.0.1", port))
+        except OSError:
+            self._tcp.close()
+            return False
+        self.endpoint = Endpoint(IPv4Address("127.0.0.1"), port)
+        return True
 
     async def __aexit__(self, *_: object) -> None:
         self._tcp.close()

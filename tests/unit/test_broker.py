@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import os
 import socket
@@ -10,6 +11,7 @@ import threading
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
 from kit.patience import patient
@@ -149,13 +151,13 @@ def test_at_the_start_it_is_said_what_there_is(tmp_path: Path, source: Path) -> 
     kept = keep(tmp_path / "token", "x")
     references = {
         "a": "env://SET", "b": "env://UNSET", "c": f"file://{kept}", "d": f"file://{tmp_path}/later", "e": "lazy",
-        "f": "op://v/i/f", "g": "cmd://x",
+        "f": "op://v/i/f",
     }  # fmt: skip
     with serving(references, {"SET": "x"}) as served:
         found = {name: (state.availability, state.state) for name, state in served.states.items()}
     assert found == {
         "a": ("present", ""), "b": ("missing", "missing"), "c": ("present", ""), "d": ("waiting", "missing"),
-        "e": ("lazy", ""), "f": ("lazy", ""), "g": ("unsupported", "unsupported"),
+        "e": ("lazy", ""), "f": ("lazy", ""),
     }  # fmt: skip
     assert times_read(source) == 0
     assert served.states["d"].reference == f"file://{tmp_path}/[REDACTED]"
@@ -205,6 +207,18 @@ def test_a_proxy_that_is_gone_is_no_reason_to_spin(how: int | None) -> None:
             served.proxy.close()
         else:
             served.proxy.shutdown(how)
+
+
+@running
+async def test_a_process_that_cannot_be_made_is_one_failure(source: Path, clock: Clock) -> None:
+    """The account has too many, for a moment: the broker serves on, and so does that credential after a while."""
+    with serving({"a": "lazy"}) as served:
+        async with brokered(served) as credentials:
+            with patch("os.fork", side_effect=BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")):
+                assert await state_of(credentials, "a") == "failed"
+            clock.now_s += 60
+            assert (await credentials.get("a")).reveal() == b"first"
+            assert times_read(source) == 1
 
 
 @running

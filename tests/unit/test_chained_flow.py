@@ -225,12 +225,12 @@ def test_a_proxy_that_is_silent(run: Run) -> None:
     """Is a 504."""
 
     async def script() -> None:
-        async with Chained("a.test", limits=replace(PATIENT, upstream_proxy_s=0.1)) as it:
+        async with Chained("a.test", limits=replace(PATIENT, upstream_proxy_s=0.5)) as it:
             client = await it.connect("a.test")
             await client.send(get(f"a.test:{it.port}"))
             await it.asked()
             status, reason = await refusal(client)
-            assert (status, reason.endswith("opened no tunnel within 0.1 s")) == (504, True)
+            assert (status, reason.endswith("opened no tunnel within 0.5 s")) == (504, True)
             assert await it.nobody_called()
 
     run(script())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import pytest
-from kit.relaying import LIMITS, Relaying, Run, run
+from kit.relaying import LIMITS, SCRIPT_S, Relaying, Run, run
 
 from nono_ebpf.relay.crowd import Crowd
 from nono_ebpf.relay.stream import Activity
@@ -105,7 +105,7 @@ def test_a_flow_that_makes_way_is_reset_and_recorded(run: Run) -> None:
                 assert await far.receive(6) == b"\0hello"
                 for end in (kept, kept_server, newcomer, far):
                     end.close()
-                await it.relay.drain(15)
+                await it.relay.drain(SCRIPT_S)
             reasons = [record.reason for record in it.records if record.reason]
             assert reasons == ["ended to make room: 2 connections were open, 2 of them this process's"]
 

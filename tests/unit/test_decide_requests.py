@@ -12,6 +12,7 @@ from nono_ebpf.model import Identity, ResolvedAddress
 from nono_ebpf.policy.decide import Ask, Denial, DenialCategory, Permit, decide
 from nono_ebpf.policy.endpoints import Request, parse_endpoint_rule, permits
 from nono_ebpf.policy.rules import HostRules, Policy, Rule, parse_allow_rule, parse_deny_rule
+from nono_ebpf.policy.services import Service
 
 PUBLIC = (ResolvedAddress(ip_address("93.184.216.34")),)
 
@@ -23,7 +24,8 @@ def limited(host: str, *endpoints: str) -> Rule:
 
 def policy(*rules: Rule | str, managed: tuple[Rule, ...] = ()) -> Policy:
     allow = [parse_allow_rule(each, "test") if isinstance(each, str) else each for each in rules]
-    return Policy(HostRules(allow), HostRules(), HostRules(managed))
+    services = {each.text: Service(each.text, each, unsupported="the test has none") for each in managed}
+    return Policy(HostRules(allow), HostRules(), HostRules(managed), services=services)
 
 
 def request(host: str, method: str, target: str, port: int = 80, also: tuple[str, ...] = ()) -> Ask:

@@ -70,9 +70,16 @@ def test_a_deny_rule_wins() -> None:
 
 
 def test_without_its_credential_nothing_goes() -> None:
-    """A managed host of which no service is known is not reached without: 503 (vector R2's other half)."""
-    unavailable = replace(policy([service("openai")]), services={})
-    assert denied(decide(unavailable, ask())) is DenialCategory.MANAGED_CREDENTIAL_UNAVAILABLE
+    """A host whose credential can never be had is not reached without: 503 (vector R2's other half)."""
+    unavailable = policy([service("openai", unsupported="OAuth 2 is not supported yet")])
+    for request, category in (
+        (GET, DenialCategory.MANAGED_CREDENTIAL_UNAVAILABLE),
+        (None, DenialCategory.CONNECT_BYPASSES_L7),
+    ):
+        found = decide(unavailable, ask(request))
+        assert denied(found) is category
+        assert isinstance(found, Denial)
+        assert found.reason == "requests to it need the credential openai: OAuth 2 is not supported yet"
 
 
 def test_an_allow_rule_does_not_lead_around_the_service() -> None:
@@ -127,6 +134,25 @@ def test_a_named_service_is_the_only_one_asked() -> None:
     assert isinstance(found, Permit)
     assert found.service is not None
     assert found.service.name == "b"
+
+
+def test_what_one_service_denies_is_denied_by_every_road() -> None:
+    """Also to who names another service of that host."""
+    closed = EndpointPolicy("allow", deny=listed("* /admin/**"))
+    both = policy([service("a", endpoint_policy=closed), service("b", endpoints=rules("* /admin/**", "* /b"))])
+    for name in (None, "a", "b"):
+        asked = ask(Request("GET", "/admin/x", tls=True), service=name)
+        assert denied(decide(both, asked)) is DenialCategory.ENDPOINT_POLICY
+    assert isinstance(decide(both, ask(Request("GET", "/b", tls=True), service="b")), Permit)
+
+
+@pytest.mark.parametrize("path", ["/ADMIN/x", "/Admin", "/admin./x", "/admin%20/x", "/admin.", "/%41dmin/x"])
+def test_a_denial_is_of_what_any_server_takes_for_the_same(path: str) -> None:
+    """Many have no regard to case, some none to dots and blanks behind a name; a permission means what it says."""
+    closed = policy([service("a", endpoint_policy=EndpointPolicy("allow", deny=listed("* /admin/**", "* /admin")))])
+    assert denied(decide(closed, ask(Request("GET", path, tls=True)))) is DenialCategory.ENDPOINT_POLICY
+    opened = policy([service("a", endpoint_policy=EndpointPolicy("deny", allow=listed("* /admin/**", "* /admin")))])
+    assert denied(decide(opened, ask(Request("GET", path, tls=True)))) is DenialCategory.ENDPOINT_POLICY
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "evil.localhost"])

@@ -739,8 +739,7 @@ def test_a_client_that_asks_nothing_is_let_go(run: Run) -> None:
         async with Relaying("a.test", limits=replace(LIMITS, first_bytes_s=0.05)) as it:
             silent = await it.connect_to_proxy()
             assert await silent.receive_all() == b""
-            asking = await it.connect_to_proxy()
-            await asking.send(to_proxy(f"GET http://a.test:{it.port}/"))
+            asking = await it.connect_to_proxy(to_proxy(f"GET http://a.test:{it.port}/"))
             server = await it.accept()
             await head_of(server)
             await server.send(OK)

@@ -502,7 +502,7 @@ def test_idle_flow_ends(run: Run) -> None:
     """A flow in which nothing moves is aborted at the idle deadline."""
 
     async def script() -> None:
-        async with Relaying("a.test", limits=replace(LIMITS, idle_s=0.05)) as it:
+        async with Relaying("a.test", limits=replace(LIMITS, idle_s=0.5)) as it:
             client = await it.connect("a.test")
             server = await it.accept()
             await client.send(b"\0")
@@ -511,7 +511,7 @@ def test_idle_flow_ends(run: Run) -> None:
             with pytest.raises(ConnectionResetError):
                 assert await server.receive_all() == b""
             (record,) = await it.ended()
-            assert record.reason == "nothing moved for 0.05 s"
+            assert record.reason == "nothing moved for 0.5 s"
 
     run(script())
 

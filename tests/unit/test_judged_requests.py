@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from kit.hellos import client_hello
-from kit.relaying import Peer, Relaying, Run, run, to_proxy
+from kit.relaying import LIMITS, Peer, Relaying, Run, run, to_proxy
+
+from nono_ebpf.audit.summary import Summary
 
 __all__ = ["run"]
 
@@ -110,6 +114,37 @@ def test_another_request_is_refused(run: Run, asking: Asking, method: str, path:
             assert (record.status, record.path) == (403, path)
             assert it.lookups == []
             assert await it.nobody_called()
+
+    run(script())
+
+
+def test_a_client_may_connect_before_it_has_something_to_ask(run: Run) -> None:
+    """Pools do: it is waited for as between two requests."""
+
+    async def script() -> None:
+        async with Relaying(endpoints=RULES, limits=replace(LIMITS, first_bytes_s=0.01)) as it:
+            client = await it.connect("api.test")
+            await asyncio.sleep(0.2)
+            await client.send(get("api.test", it.port, "/v1/x"))
+            server = await it.accept()
+            assert (await head_of(server))[0] == "GET /v1/x HTTP/1.1"
+
+    run(script())
+
+
+def test_a_client_that_asks_for_nothing_is_not_blamed(run: Run) -> None:
+    """It ends; nothing was denied, and no summary says so."""
+
+    async def script() -> None:
+        async with Relaying(endpoints=RULES) as it:
+            client = await it.connect("api.test")
+            client.finish()
+            assert await client.receive_all() == b""
+            (record,) = await it.ended()
+            assert (record.denial_category, record.reason) == ("no_request", "the client said nothing")
+            told = Summary()
+            told.add(record)
+            assert told.render() == []
 
     run(script())
 

@@ -327,7 +327,7 @@ def test_half_a_handshake(run: Run, how: str, sent: bytes, answer: bytes) -> Non
     """A client that stops in the middle, by its end or by silence, is answered for where it stopped, and let go."""
 
     async def script() -> None:
-        limits = LIMITS if how == "ends" else replace(LIMITS, sniff_s=0.05)
+        limits = LIMITS if how == "ends" else replace(LIMITS, sniff_s=0.25)
         async with Relaying("a.test", limits=limits) as it:
             client = await it.connect_to_proxy()
             await client.send(sent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from nono_ebpf.credentials.references import (
     parse_reference,
     redacted,
     resolved,
+    why_unsupported,
 )
 from nono_ebpf.errors import ConfigError, CredentialUnavailable
 
@@ -167,7 +169,7 @@ def test_what_is_not_supported_says_so(text: str) -> None:
     """It never looks like something that may come."""
     reference = parse_reference(text, "x")
     assert state_of(reference, {}) == "unsupported"
-    assert not sources.is_supported(reference)
+    assert why_unsupported(reference)
 
 
 def test_what_crosses_to_the_broker_is_what_sources_are_found_with() -> None:
@@ -177,3 +179,18 @@ def test_what_crosses_to_the_broker_is_what_sources_are_found_with() -> None:
     assert {"OP_SESSION_me", "BW_SESSION", "HOME", "CREDENTIALS_DIRECTORY"} <= found.keys()
     assert not {"AWS_SECRET_ACCESS_KEY", "LD_PRELOAD"} & found.keys()
     assert found["PATH"] == "/usr/bin"
+
+
+def test_what_nobody_holds_any_more_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its memory is given back, also where nobody has said that it is done with."""
+    left = []
+
+    class Watched(mmap.mmap):
+        def close(self) -> None:
+            left.append(self[:])
+            super().close()
+
+    monkeypatch.setattr(mmap, "mmap", Watched)
+    text = kept(tmp_path, b"s3cret")
+    assert loaded(text) == b"s3cret"
+    assert {each.strip(b"\0") for each in left} == {b""}

@@ -15,7 +15,7 @@ from kit.sandboxes import eventually
 
 from nono_ebpf.credentials import commands, sources
 from nono_ebpf.credentials.reading import Surroundings
-from nono_ebpf.credentials.references import parse_reference
+from nono_ebpf.credentials.references import FromBitwarden, FromOnePassword, parse_reference
 from nono_ebpf.errors import CredentialUnavailable
 
 pytestmark = pytest.mark.root  # whose directories are root's alone
@@ -26,10 +26,14 @@ env > {log}.env
 {does}
 """
 ITEM = {
-    "name": "x",
-    "login": {"password": "no"},
-    "fields": [{"name": "key", "value": "v"}, {"name": "none", "value": None}],
+    "id": "8A2BC4AB-0779-4b3d-a136-a430e4ae210a",
+    "name": "My Item",
+    "notes": "noted",
+    "login": {"username": "me", "password": "s3cret", "totp": "PIN", "uris": [{"uri": "https://x"}, {"uri": "no"}]},
+    "fields": [{"name": "key", "value": "v"}, {"name": "none", "value": None}, {"name": "notes", "value": "no"}],
 }
+EMPTY = {"id": "2", "name": "my item", "notes": None, "login": None}
+OTHER = {"id": "3", "name": "My Item of another", "login": {"password": "of another"}}
 
 
 @pytest.fixture
@@ -67,30 +71,57 @@ def test_1password_is_asked_for_the_uri(path: Path) -> None:
     assert log.read_text().splitlines()[1:] == ["read", "--", "op://vault/item/section/field"]
 
 
-@pytest.mark.parametrize("field", ["password", "username", "totp", "notes", "uri"])
-def test_bitwarden_is_asked_for_what_it_knows_by_name(field: str, path: Path) -> None:
-    """`bw get FIELD ITEM`, which never asks the terminal."""
-    log = stand_in(path, "bw", "printf s3cret")
-    assert read(f"bw://my item/{field}", path) == b"s3cret"
-    assert log.read_text().splitlines()[1:] == ["get", field, "my item"]
-    assert "BW_NOINTERACTION=true" in log.with_suffix(".log.env").read_text()
+def listing(path: Path, *items: object) -> Path:
+    """A `bw` that finds these."""
+    return stand_in(path, "bw", f"printf '%s' '{json.dumps(items)}'")
 
 
-def test_bitwarden_without_a_field_is_the_password(path: Path) -> None:
-    """As nono has it."""
-    log = stand_in(path, "bw", "printf s3cret")
-    assert read("bw://item", path) == b"s3cret"
-    assert log.read_text().splitlines()[1:] == ["get", "password", "item"]
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("My Item", b"s3cret"),
+        ("MY ITEM/username", b"me"),
+        ("8a2bc4ab-0779-4b3d-a136-a430e4ae210a/uri", b"https://x"),
+        ("my item/notes", b"noted"),
+        ("my item/key", b"v"),
+    ],
+)
+def test_bitwarden_is_asked_for_what_it_finds(text: str, value: bytes, path: Path) -> None:
+    """`bw list items --search ITEM`, which never asks the terminal. Of what is found, the item that is called so and
+    has it: its own field where bw has no such name for one, without a field the password.
+    """
+    log = listing(path, OTHER, ITEM, EMPTY)
+    assert read(f"bw://{text}", path, HOME="/h") == value
+    assert log.read_text().splitlines()[1:] == ["list", "items", "--search", text.partition("/")[0]]
+    given = log.with_suffix(".log.env").read_text().splitlines()
+    assert {"BW_NOINTERACTION=true", "HOME=/", "BITWARDENCLI_APPDATA_DIR=/h/.config/Bitwarden CLI"} <= set(given)
 
 
-def test_a_field_of_ones_own_is_taken_from_the_item(path: Path) -> None:
-    """Of what the item holds besides, nothing; one that it has not, or that is empty, is missing."""
-    log = stand_in(path, "bw", f"printf '%s' '{json.dumps(ITEM)}'")
-    assert read("bw://item/key", path) == b"v"
-    assert log.read_text().splitlines()[1:] == ["get", "item", "item"]
-    assert [refusal(f"bw://item/{field}", path).state for field in ("other", "none", "login")] == ["missing"] * 3
-    stand_in(path, "bw", "printf 'no json'")
-    assert refusal("bw://item/key", path).state == "failed"
+def test_bitwardens_one_time_code_is_asked_for(path: Path) -> None:
+    """Of the item that is meant, by its id: what is kept is not the code."""
+    asked = path.parent / "asked"
+    items = json.dumps([OTHER, ITEM])
+    stand_in(path, "bw", f'echo "$@" >> {asked}; case "$1" in list) printf %s \'{items}\';; *) printf 123456;; esac')
+    assert read("bw://My Item/totp", path) == b"123456"
+    assert asked.read_text().splitlines()[1:] == [f"get totp {ITEM['id']}"]
+
+
+@pytest.mark.parametrize(
+    ("items", "text", "state"),
+    [
+        ([], "x", "missing"),
+        ([OTHER], "My Item", "missing"),
+        ([ITEM], "My Item/other", "missing"),
+        ([ITEM], "My Item/none", "missing"),
+        ([ITEM], "My Item/login", "missing"),
+        ([EMPTY], "My Item", "missing"),
+        ([ITEM, ITEM | {"id": "4"}], "My Item", "ambiguous"),
+    ],
+)
+def test_an_item_that_is_not_meant_is_not_taken(items: list[object], text: str, state: str, path: Path) -> None:
+    """One of which the name is a part only, one of two, one that has it not."""
+    listing(path, *items)
+    assert refusal(f"bw://{text}", path).state == state
 
 
 @pytest.mark.parametrize(
@@ -105,8 +136,9 @@ def test_a_field_of_ones_own_is_taken_from_the_item(path: Path) -> None:
         ("bw://i", "echo 'Vault is locked. hunter2' >&2; exit 1", "locked"),
         ("bw://i", "echo 'You are not logged in.' >&2; exit 1", "locked"),
         ("bw://i", "echo 'Not found.' >&2; exit 1", "missing"),
-        ("bw://i", ":", "locked"),
-        ("bw://i/own", ":", "locked"),
+        ("bw://i", ":", "failed"),
+        ("bw://i", "printf hunter2", "failed"),
+        ("bw://i", "printf '[{}]'", "failed"),
     ],
 )
 def test_what_a_program_says_becomes_one_word(text: str, does: str, state: str, path: Path) -> None:
@@ -232,3 +264,21 @@ def test_a_program_dies_with_whoever_runs_it(path: Path, tmp_path: Path) -> None
         reader.wait()
     pid = int((tmp_path / "self").read_text())
     assert eventually(lambda: not is_alive(pid))
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "file"),
+    [
+        ("bw://i", {"HOME": "/h"}, "/h/.config/Bitwarden CLI/data.json"),
+        ("bw://i", {"HOME": "/h", "XDG_CONFIG_HOME": "/c"}, "/c/Bitwarden CLI/data.json"),
+        ("bw://i", {"HOME": "/h", "BITWARDENCLI_APPDATA_DIR": "/d"}, "/d/data.json"),
+        ("op://v/i/f", {"HOME": "/h"}, "/h/.config/op/config"),
+        ("op://v/i/f", {"HOME": "/h", "OP_CONFIG_DIR": "/d"}, "/d/config"),
+    ],
+)
+def test_a_program_finds_its_settings_where_they_are_hidden(text: str, environment: dict[str, str], file: str) -> None:
+    """It is told where that is, and looks nowhere else."""
+    reference = parse_reference(text, "x")
+    assert isinstance(reference, FromBitwarden | FromOnePassword)
+    assert list(map(str, commands.settings_files(reference, environment))) == [file]
+    assert str(Path(file).parent) in commands.environment_for_programs(environment).values()

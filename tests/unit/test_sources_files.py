@@ -344,3 +344,10 @@ def test_what_systemd_gave_a_service(tmp_path: Path) -> None:
             sources.read(reference, lacking)
     with pytest.raises(CredentialUnavailable, match="no such credential"):
         sources.read(FromCredentialsDirectory("other"), around)
+
+
+def test_a_file_that_opens_and_cannot_be_read() -> None:
+    """As on a failing disk: what the kernel says, and nothing hangs. Nothing is mapped where this one begins."""
+    with pytest.raises(CredentialUnavailable, match="Input/output error") as caught:
+        read("/proc/self/mem")
+    assert caught.value.state == "unreadable"

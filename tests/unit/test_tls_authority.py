@@ -30,6 +30,7 @@ from kit.patience import patient
 
 from nono_ebpf.errors import ClientProtocolError
 from nono_ebpf.tls.authority import LONGEST, SHORTEST, CertificateAuthority, Parent, parse_parent
+from nono_ebpf.tls.constraints import can_be_constrained
 from nono_ebpf.tls.contexts import ServerContexts
 
 if TYPE_CHECKING:
@@ -108,7 +109,6 @@ def test_serials_and_names_are_not_used_twice() -> None:
 def test_names_are_constrained(hosts: list[str], names: list[str], networks: list[str]) -> None:
     """Critically, to exactly the hosts; a kind of name that no host has is constrained to what nobody has."""
     authority = CertificateAuthority(hosts)
-    assert authority.constrained
     for certificate in chain_of(authority.leaf(hosts[0].replace("*", "x")).chain_pem + authority.certificate_pem)[1:]:
         found = certificate.extensions.get_extension_for_class(x509.NameConstraints)
         permitted = [*map(x509.DNSName, names), *(x509.IPAddress(ip_network(each)) for each in networks)]
@@ -117,8 +117,8 @@ def test_names_are_constrained(hosts: list[str], names: list[str], networks: lis
 
 def test_every_host_is_no_constraint() -> None:
     """And that is said, for whoever has to warn."""
+    assert not can_be_constrained(["*", "api.test"])
     authority = CertificateAuthority(["*", "api.test"])
-    assert not authority.constrained
     for certificate in chain_of(authority.leaf("other.test").chain_pem):
         with pytest.raises(x509.ExtensionNotFound):
             extension(certificate, x509.NameConstraints)
@@ -126,9 +126,13 @@ def test_every_host_is_no_constraint() -> None:
 
 def test_too_many_hosts_are_no_constraint() -> None:
     """The names of all are in every handshake, and clients take so much there and not more."""
-    assert CertificateAuthority([f"h{number}.a.test" for number in range(900)]).constrained
-    authority = CertificateAuthority([f"h{number}.a.test" for number in range(2000)])
-    assert not authority.constrained
+    few, many = ([f"h{number}.a.test" for number in range(count)] for count in (900, 2000))
+    assert can_be_constrained(few)
+    assert not can_be_constrained(many)
+    assert extension(chain_of(CertificateAuthority(few).certificate_pem)[0], x509.NameConstraints)
+    authority = CertificateAuthority(many)
+    with pytest.raises(x509.ExtensionNotFound):
+        extension(chain_of(authority.certificate_pem)[0], x509.NameConstraints)
     with pytest.raises(ValueError, match=r"not for other\.test"):
         authority.leaf("other.test")
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 import pytest
 from kit.relaying import LIMITS, Run, listen, run
@@ -16,6 +17,9 @@ from nono_ebpf.policy.decide import Permit
 from nono_ebpf.policy.rules import parse_allow_rule
 from nono_ebpf.relay import upstream
 from nono_ebpf.relay.upstream import dial, interleave
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["run"]
 
@@ -34,10 +38,12 @@ def endpoint(text: str, port: int = 80) -> Endpoint:
     return Endpoint(ip_address(text), port)
 
 
-def bound() -> Endpoint:
-    """A port where nobody listens, kept by nobody: refused at once."""
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        return endpoint("127.0.0.1", gone.getsockname()[1])
+@pytest.fixture
+def refusing() -> Iterator[Endpoint]:
+    """A port where nobody listens, and nobody else can: refused at once."""
+    with socket.socket() as kept:
+        kept.bind(("127.0.0.1", 0))
+        yield endpoint("127.0.0.1", kept.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -69,13 +75,13 @@ def test_dials_the_endpoint(run: Run) -> None:
     run(script())
 
 
-def test_refused_endpoint_is_followed_by_the_next_at_once(run: Run) -> None:
+def test_refused_endpoint_is_followed_by_the_next_at_once(run: Run, refusing: Endpoint) -> None:
     """A failure does not wait for the stagger."""
 
     async def script() -> None:
         with listen() as listener:
             where = endpoint(*listener.getsockname())
-            connected = await dial(permit(bound(), bound(), where), replace(LIMITS, stagger_s=1000))
+            connected = await dial(permit(refusing, refusing, where), replace(LIMITS, stagger_s=1000))
             assert connected.endpoint == where
             connected.close()
 
@@ -132,11 +138,11 @@ def test_two_successes_leave_one_connection(run: Run, monkeypatch: pytest.Monkey
     run(script())
 
 
-def test_every_failure(run: Run) -> None:
+def test_every_failure(run: Run, refusing: Endpoint) -> None:
     """When nothing answers the first failure is told, as the upstream's."""
 
     async def script() -> None:
-        for endpoints in ((bound(),), (bound(), bound())):
+        for endpoints in ((refusing,), (refusing, refusing)):
             with pytest.raises(UpstreamError, match=r"^connect a\.test:80: Connection refused$"):
                 await dial(permit(*endpoints), LIMITS)
         with pytest.raises(UpstreamError, match="no address"):
