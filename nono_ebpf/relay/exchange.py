@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from nono_ebpf.errors import UpstreamError
 from nono_ebpf.wire import NEED_MORE, http1
+from nono_ebpf.wire.scrub import looks_like_ascii
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,6 +176,10 @@ class Exchange:
             return None
         if http1.list_tokens(head.fields, b"content-encoding") - {b"identity"}:
             raise UpstreamError("read", self.upstream.target, "sent a compressed body though it was asked not to")
+        if not all(map(looks_like_ascii, http1.field_values(head.fields, b"content-type"))):
+            raise UpstreamError(
+                "read", self.upstream.target, "answered in a charset that no credential would be seen in"
+            )
         return self._outgoing.scrubber
 
     async def _final_head(self) -> http1.ResponseHead:

@@ -103,7 +103,7 @@ class Services:
             return refuse.credential_unavailable(error)
         record.credential, record.injection_mode = service.name, access.injection.outbound.mode
         scrubber = self._scrubber(service.name, access.injection, secret)
-        return Outgoing(_uncompressed(fields), sent_target, scrubber, read.target)
+        return Outgoing(_readable(fields), sent_target, scrubber, read.target)
 
     def _scrubber(self, name: str, injection: Injection, secret: Secret) -> Scrubber:
         """One for a response. What a credential can look like is worked out once, as long as it stays the same."""
@@ -135,7 +135,9 @@ async def _admitted(limiter: RateLimiter | None) -> bool:
     return wait_s is not None
 
 
-def _uncompressed(fields: http1.Fields) -> http1.Fields:
-    """Ask for a response that can be read: a compressed one could hold the credential unseen (RFC 9110 §12.5.3)."""
-    kept = [each for each in fields if each[0].lower() != b"accept-encoding"]
+def _readable(fields: http1.Fields) -> http1.Fields:
+    """Ask for a response that can be read: one compressed, or in UTF-16, could hold the credential unseen (RFC 9110
+    §12.5.2, §12.5.3).
+    """
+    kept = [each for each in fields if each[0].lower() not in {b"accept-encoding", b"accept-charset"}]
     return (*kept, (b"Accept-Encoding", b"identity"))

@@ -12,6 +12,7 @@ of a secret. Must not know what the secrets are for. What it looks for is in ord
 from __future__ import annotations
 
 import base64
+import re
 import string
 from typing import TYPE_CHECKING, Final
 
@@ -36,9 +37,24 @@ _IN_BASE64: Final = {
 _ESCAPED_ALONE: Final = {b" ": (b"+",), b'"': (b'\\"',), b"/": (b"\\/",)}
 _NAMED_IN_HTML: Final = {b'"': (b"&quot;",), b"'": (b"&apos;",), b"<": (b"&lt;",), b">": (b"&gt;",)}
 
+_CHARSET: Final = re.compile(rb";\s*charset\s*=\s*[\"']?\s*([^\s;\"',]*)", re.IGNORECASE)
+# By their names of the IANA's registry, and the customary ones; without charset, or an empty one, it is for the client
+# to guess, and no client guesses anything else.
+_CONTAINS_ASCII: Final = re.compile(
+    rb"|utf-?8|(?:us-)?ascii|iso-?8859-?\d+|latin-?\d+|windows-?\d+|cp125\d|koi8-[ru]|gb(?:k|2312|18030)|big5(?:-hkscs)?|"
+    rb"shift_?jis|euc-(?:jp|kr|tw)|tis-620|macintosh|binary",
+    re.IGNORECASE,
+)
+
 # Each a piece of what is looked for, in all its spellings, of which none is the beginning of another.
 _Elements = tuple[tuple[bytes, ...], ...]
 _Span = tuple[int, int]
+
+
+def looks_like_ascii(content_type: bytes) -> bool:
+    """Whether what ASCII has looks the same in a body of that Content-Type: otherwise there is no finding anything."""
+    charsets = _CHARSET.findall(content_type)
+    return all(map(_CONTAINS_ASCII.fullmatch, charsets))
 
 
 class Scrubber:

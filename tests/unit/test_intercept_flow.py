@@ -251,6 +251,36 @@ def test_a_compressed_answer_is_not_passed_on(run: Run) -> None:
     run(script())
 
 
+@pytest.mark.parametrize("charset", ["utf-16", '"UTF-16LE"', "utf-7", "ebcdic-cp-us", "utf-8; charset=utf-32"])
+def test_an_answer_in_which_nothing_could_be_found_is_not_passed_on(run: Run, charset: str) -> None:
+    """The client chooses the characters, where a server lets it: not those that a credential does not show in."""
+
+    async def script() -> None:
+        async with api() as it:
+            said = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain;charset={charset}\r\nContent-Length: 2\r\n\r\nxx"
+            it.respond = lambda _: said.encode()
+            asked = get(it, fields="Accept-Charset: utf-16\r\n")
+            assert (await it.ask("api.test", asked)).startswith(b"HTTP/1.1 502 ")
+            assert b"utf-16" not in it.seen[0]
+
+    run(script())
+
+
+@pytest.mark.parametrize(
+    "charset", ["", "utf-8", '"UTF-8"', " utf8 ", "us-ascii", "ISO-8859-1", "windows-1252", "Shift_JIS", "binary"]
+)
+def test_other_charsets_are_passed_on(run: Run, charset: str) -> None:
+    """Most have ASCII in them as it is."""
+
+    async def script() -> None:
+        async with api() as it:
+            said = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset={charset}\r\nContent-Length: 2\r\n\r\nok"
+            it.respond = lambda _: said.encode()
+            assert (await it.ask("api.test", get(it))).endswith(b"ok")
+
+    run(script())
+
+
 def test_a_redirect_is_the_clients_to_follow(run: Run) -> None:
     """The credential goes to the host that it is for, and nowhere else."""
 
