@@ -248,14 +248,15 @@ class Lazy:
 
 
 class Broker:
-    """Serves one proxy until the supervisor wants an end."""
+    """Serves one proxy until it ends, or the supervisor wants an end."""
 
     def __init__(self, requests: socket.socket, lifeline: socket.socket) -> None:
         self.credentials: list[Kept | Lazy] = []
         self._requests, self._lifeline = requests, lifeline
         self._selector = selectors.DefaultSelector()
         self._selector.register(requests, selectors.EVENT_READ, self._take_requests)
-        self._selector.register(lifeline, selectors.EVENT_READ, None)
+        self._selector.register(lifeline, selectors.EVENT_READ, self._stop)
+        self._over = False
 
     def add(self, name: str, reference: Reference, around: Surroundings, variables: Mapping[bytes, memoryview]) -> None:
         """One credential more. `variables`: what the caller's environment has of them."""
@@ -280,17 +281,15 @@ class Broker:
         return BrokerReport(states, locked)
 
     def serve(self) -> None:
-        """Until the lifeline says stop, or ends. Nothing is held afterwards."""
-        while True:
+        """Until the lifeline says stop, or ends, or the proxy does. Nothing is held afterwards."""
+        while not self._over:
             for key, _ in self._selector.select():
-                if key.data is None:
-                    self._wipe()
-                    return
                 key.data()
-
-    def _wipe(self) -> None:
         for each in self.credentials:
             each.wipe()
+
+    def _stop(self) -> None:
+        self._over = True
 
     def _take_requests(self) -> None:
         for _ in range(_TURN):
@@ -301,7 +300,7 @@ class Broker:
             except ConnectionError:
                 data, flags = b"", 0
             if not data and self._proxy_ended():
-                self._selector.unregister(self._requests)
+                self._stop()
                 return
             self._ask(None if flags & socket.MSG_TRUNC else messages.request(data))
 

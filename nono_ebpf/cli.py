@@ -121,7 +121,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     doctor.add_argument("--credential", metavar="NAME", action="append", default=[], help="also whether this one can")
     doctor.add_argument("--json", action="store_true", help="for machines")
     commands.add_parser("demo", help="see it work: test hosts, real clients, what was let through and what was not")
-    presets = commands.add_parser("presets", help="list the groups of hosts that @NAME stands for")
+    presets = commands.add_parser("presets", help="list the groups of hosts that @NAME stands for, and services")
     presets.add_argument("--json", action="store_true", help="for machines")
     return parser
 
@@ -393,6 +393,9 @@ def _fail(error: Exception, status: int, hint: str = "") -> int:
 
 
 def _show_presets(*, as_json: bool) -> int:
+    from nono_ebpf.config import load, shown
+    from nono_ebpf.config.files import read_profile
+    from nono_ebpf.config.options import Overrides
     from nono_ebpf.config.presets import network_policy, presets
 
     hosts = {name: preset.allow_domain for name, preset in presets().items()}
@@ -404,6 +407,10 @@ def _show_presets(*, as_json: bool) -> int:
         f"--network-profile {name}  {' '.join(f'@{group}' for group in each.groups)}\n"
         for name, each in network_policy().network_profiles.items()
     )
+    services = load.settings(
+        Overrides(credential=tuple(network_policy().credentials)), read_profile, home="", environment={}
+    )
+    sys.stdout.writelines(f"--credential {shown.line(route)}\n" for route in services.routes)
     return 0
 
 

@@ -198,9 +198,9 @@ class CustomCredential(Config, frozen=True):
 
     upstream: Annotated[kinds.ServiceUrl, _about("The service.")]
     credential_key: Annotated[kinds.Reference | None, _about("Where the credential is kept.")] = None
-    auth: Annotated[OAuth2 | None, _about("OAuth 2 in its place.")] = None
-    aws_auth: Annotated[AwsAuth | None, _about("An AWS signature in its place.")] = None
-    spiffe: Annotated[Spiffe | None, _about("A SPIFFE identity in its place.")] = None
+    auth: Annotated[OAuth2 | None, _about("OAuth 2 in its place; not supported yet: nothing reaches it.")] = None
+    aws_auth: Annotated[AwsAuth | None, _about("An AWS signature in its place; not supported yet.")] = None
+    spiffe: Annotated[Spiffe | None, _about("A SPIFFE identity in its place; not supported yet.")] = None
     inject_mode: Annotated[InjectMode, _about("Where in a request it belongs.")] = "header"
     inject_header: Annotated[kinds.Header, _about("In which header field.")] = "Authorization"
     credential_format: Annotated[
@@ -222,7 +222,7 @@ class CustomCredential(Config, frozen=True):
     ] = None
     tls_client_cert: Annotated[kinds.FilePath | None, _about("Certificate (PEM) to present to the service.")] = None
     tls_client_key: Annotated[kinds.FilePath | None, _about("Its private key (PEM): a file.")] = None
-    upgrades: Annotated[tuple[Upgrade, ...], _about("Paths that may become WebSockets.")] = ()
+    upgrades: Annotated[tuple[Upgrade, ...], _about("Paths that may become WebSockets; no effect yet.")] = ()
     rate_limit: Annotated[RateLimit | None, _about("How many requests may be sent.")] = None
 
     def problems(self) -> Iterator[Problem]:
@@ -259,11 +259,11 @@ def _no_format(key: str) -> Problem:
 class TlsIntercept(Config, frozen=True):
     """The certificates of TLS connections that the proxy ends itself."""
 
-    ca_lifecycle: Annotated[Literal["session", "trusted"], _about("A CA for each run, or one the system trusts.")] = (
+    ca_lifecycle: Annotated[Literal["session", "trusted"], _about("No effect: every run has a CA of its own.")] = (
         "session"
     )
     ca_validity: Annotated[kinds.Duration | None, _about("How long the CA is valid.")] = None
-    leaf_validity: Annotated[kinds.Duration | None, _about("How long the certificate of a host is.")] = None
+    leaf_validity: Annotated[kinds.Duration | None, _about("How long the certificate of a host is valid.")] = None
     ca_env_vars: Annotated[
         tuple[kinds.Variable, ...], _about("Further variables in which a client looks for a bundle of CAs.")
     ] = ()
@@ -273,7 +273,7 @@ class Network(Config, frozen=True):
     """What may be reached. A list that is empty or left out allows nothing."""
 
     block: Annotated[bool, _about("Nothing is allowed but what the lists name, as without it; kept for nono.")] = False
-    allow_http2: Annotated[bool, _about("HTTP/2 to services, where requests are looked at.")] = False
+    allow_http2: Annotated[bool, _about("No effect yet: where requests are looked at, HTTP/1.1 is spoken.")] = False
     network_profile: Annotated[
         kinds.NetworkProfileName | UnsetType | None,
         _about("Presets that belong together. null takes an inherited one away."),
@@ -423,7 +423,7 @@ class CredentialRoute(Config, frozen=True):
         None
     )
     endpoint_policy: Annotated[EndpointPolicy | None, _about("Which requests are allowed.")] = None
-    upgrades: Annotated[tuple[OriginUpgrade, ...], _about("Paths that may become WebSockets.")] = ()
+    upgrades: Annotated[tuple[OriginUpgrade, ...], _about("Paths that may become WebSockets; no effect yet.")] = ()
 
 
 Names = Annotated[str, Meta(pattern=kinds.SERVICE_NAME)]

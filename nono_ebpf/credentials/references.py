@@ -32,8 +32,9 @@ _MAX_LENGTH: Final = 1024
 _SERVICE: Final = "nono"  # in the keyring, as nono has it
 _DECODE: Final = "decode=go-keyring"
 _EXPECTED: Final = (
-    "write a NAME that `nono-ebpf credential set` keeps, env://NAME, file:///path, keyring://service/account, "
-    "op://vault/item/field, bw://item/field, systemd-creds://NAME or credentials-directory://NAME"
+    "write a NAME of letters, digits and _ that `nono-ebpf credential set` keeps (any other: keyring://nono/NAME), "
+    "env://NAME, file:///path, keyring://service/account, op://vault/item/field, bw://item/field, systemd-creds://NAME "
+    "or credentials-directory://NAME"
 )
 _READABLE: Final = "write env://NAME or file:///absolute/path"
 
@@ -156,8 +157,8 @@ def redacted(reference: Reference) -> str:
             return f"file://{Path(path).parent.as_posix().rstrip('/')}/[REDACTED]"
         case Named(name):
             return name
-        case FromKeyring(service, _):
-            return f"keyring://{service}/<redacted>"
+        case FromKeyring(service, account):
+            return f"keyring://{service}/{account if service == _SERVICE else '<redacted>'}"
         case FromHostStore(name):
             return f"systemd-creds://{name}"
         case FromCredentialsDirectory(name):

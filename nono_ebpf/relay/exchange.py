@@ -10,6 +10,7 @@ from.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import chain
@@ -109,21 +110,30 @@ class Exchange:
             ClientProtocolError: the request's body is malformed. UpstreamError: the response is, or is
             missing. OSError: the client is gone.
         """
-        await self.upstream.send(self._request(), self._limits.idle_s)
-        if not self._had_body:
-            return await self._respond()
+        begun = await self._body_so_far()
+        if self._body.done:
+            await self.upstream.send(self._request() + begun, self._limits.idle_s)
+            self._uploaded = True
+            outcome = await self._respond()
+        else:
+            await self.upstream.send(self._request(), self._limits.idle_s)
+            outcome = await self._respond_beside(begun)
+        if self.cut_off:
+            return Outcome.CLOSE_BOTH
+        # What the server did not take of this body it would take from the front of the next request.
+        return Outcome.CLOSE_UPSTREAM if outcome is Outcome.KEEP and (self._last or not self._uploaded) else outcome
+
+    async def _respond_beside(self, begun: bytes) -> Outcome:
+        """Relay the response while the request's body, which has `begun`, goes on."""
         try:
             async with asyncio.TaskGroup() as group:
-                upload = group.create_task(self._upload())
+                upload = group.create_task(self._upload(begun))
                 outcome = await self._respond()
                 upload.cancel()
         except ExceptionGroup as errors:
             # Either side's error ends the other; who failed first is what happened.
             raise errors.exceptions[0] from None
-        if self.cut_off:
-            return Outcome.CLOSE_BOTH
-        # What the server did not take of this body it would take from the front of the next request.
-        return Outcome.CLOSE_UPSTREAM if outcome is Outcome.KEEP and (self._last or not self._uploaded) else outcome
+        return outcome
 
     def _request(self) -> bytes:
         addressed, outgoing = self._addressed, self._outgoing
@@ -137,13 +147,22 @@ class Exchange:
             fields=outgoing.fields if outgoing else None,
         )
 
-    async def _upload(self) -> None:
-        """Relay the request's body.
+    async def _body_so_far(self) -> bytes:
+        """What has come of the request's body by now. Mostly that is all, and goes out with the head."""
+        data = _taken(self._body, self.client)
+        if not self._body.done:
+            with suppress(TimeoutError):
+                await self.client.fill(0)
+                data += _taken(self._body, self.client)
+        return data
+
+    async def _upload(self, begun: bytes) -> None:
+        """Relay the rest of the request's body.
 
         A server may answer and stop reading: its response then tells what happened.
         """
         try:
-            await self._relay_body(self._body, self.client, self.upstream)
+            await self._relay_body(self._body, self.client, self.upstream, first=begun)
             self._uploaded = True
         except UpstreamError:
             return
@@ -244,15 +263,9 @@ class Exchange:
 
         `chunked` None: in chunks when the body comes in chunks.
         """
-        chunked = isinstance(body, http1.ChunkedBody) if chunked is None else chunked
         while True:
             held_bytes = len(source.unread)
-            content = body.take(source.unread)
-            if scrubber is not None:
-                content = scrubber.feed(content) + (scrubber.flush() if body.done else b"")
-            data = first + (http1.encode_chunk(content) if chunked else content)
-            if body.done and chunked:
-                data += http1.LAST_CHUNK
+            data = first + _taken(body, source, chunked, scrubber)
             if data:
                 await sink.send(data, self._limits.idle_s)
             if body.done:
@@ -264,6 +277,16 @@ class Exchange:
                 continue  # what is left may be more of the body
             if not await source.fill(self._limits.idle_s, self._piece_bytes()):
                 body.end_of_stream()
+
+
+def _taken(body: http1.Body, source: Stream, chunked: bool | None = None, scrubber: Scrubber | None = None) -> bytes:
+    """What of a body is unread, as it is sent on. `chunked` None: in chunks when it comes in chunks."""
+    content = body.take(source.unread)
+    if scrubber is not None:
+        content = scrubber.feed(content) + (scrubber.flush() if body.done else b"")
+    if not (isinstance(body, http1.ChunkedBody) if chunked is None else chunked):
+        return content
+    return http1.encode_chunk(content) + (http1.LAST_CHUNK if body.done else b"")
 
 
 def _scrubbed(head: http1.ResponseHead, scrubber: Scrubber) -> http1.ResponseHead:

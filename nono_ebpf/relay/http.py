@@ -127,16 +127,22 @@ async def read_request_head(client: Stream, limits: Limits, patience_s: float) -
                 return None
         except TimeoutError:
             return None
-    try:
-        async with asyncio.timeout(limits.sniff_s):
-            while (parsed := http1.parse_request_head(client.unread)) is NEED_MORE:
-                if not await client.fill_line(limits.sniff_s, http1.MAX_HEAD_BYTES):
-                    raise ClientProtocolError("HTTP head ends early")
-    except TimeoutError as error:
-        raise ClientProtocolError("HTTP head did not arrive in time", status=408) from error
+    if (parsed := http1.parse_request_head(client.unread)) is NEED_MORE:
+        parsed = await _rest_of_the_head(client, limits)
     head, size = parsed
     del client.unread[:size]
     return head
+
+
+async def _rest_of_the_head(client: Stream, limits: Limits) -> tuple[http1.RequestHead, int]:
+    try:
+        async with asyncio.timeout(limits.sniff_s):
+            while await client.fill_line(limits.sniff_s, http1.MAX_HEAD_BYTES):
+                if (parsed := http1.parse_request_head(client.unread)) is not NEED_MORE:
+                    return parsed
+    except TimeoutError as error:
+        raise ClientProtocolError("HTTP head did not arrive in time", status=408) from error
+    raise ClientProtocolError("HTTP head ends early")
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +277,7 @@ class Conversation:
         permit = await self._judge(head, addressed, record)
         if isinstance(permit, Denial):
             return await self._refuse(head, record, refuse.denied(permit))
-        if permit.target is not None:
+        if permit.target is not None and permit.target != addressed.target:
             addressed = replace(addressed, target=permit.target)
         judged = _is_restricted(permit)
         if judged:

@@ -30,8 +30,9 @@ class _Credential:
         self.name, self.index = name, index
         self.version = 0
         self.secret: Secret | None = None
-        self.asked: asyncio.Future[Outcome] | None = None
-        self.next: asyncio.Future[Outcome] | None = None
+        self.is_asked_for = False
+        self.asked: set[asyncio.Future[Outcome]] = set()
+        self.next: set[asyncio.Future[Outcome]] = set()
 
     def take(self, answer: messages.Answer, value: memoryview) -> Outcome:
         """What it comes to. A secret that is replaced is overwritten when the last request lets go of it."""
@@ -63,8 +64,9 @@ class BrokeredCredentials:
         self._patience_s = None if greeting.deadline_s is None else 2 * greeting.deadline_s + _GRACE_S
         self._buffer = bytearray(messages.ANSWER_MAX)
         self._alive = True
+        self._loop = asyncio.get_running_loop()
         channel.setblocking(False)
-        asyncio.get_running_loop().add_reader(channel.fileno(), self._receive)
+        self._loop.add_reader(channel.fileno(), self._receive)
 
     async def get(self, name: str) -> Secret:
         """As it is now.
@@ -72,12 +74,7 @@ class BrokeredCredentials:
         Raises:
             CredentialUnavailable: it cannot be had.
         """
-        credential = self._credentials[name]
-        waited_for = self._ask(credential) if credential.asked is None else self._wait(credential)
-        await asyncio.wait((waited_for,), timeout=self._patience_s)
-        if not waited_for.done():
-            raise CredentialUnavailable(name, "timed_out", "what reads credentials does not answer")
-        outcome = waited_for.result()
+        outcome = await self._answer(self._credentials[name])
         if isinstance(outcome, CredentialUnavailable):
             raise CredentialUnavailable(name, outcome.state, outcome.problem)
         return outcome
@@ -86,21 +83,28 @@ class BrokeredCredentials:
         """Hold nothing, ask nothing more; whoever waits is told so."""
         if self._alive:
             self._alive = False
-            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self._loop.remove_reader(self._channel.fileno())
             self._channel.close()
             for credential in self._credentials.values():
                 self._settle(credential, self._ended(credential))
 
-    def _ask(self, credential: _Credential) -> asyncio.Future[Outcome]:
-        asked: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        credential.asked = asked
-        self._send(credential)
-        return asked
-
-    def _wait(self, credential: _Credential) -> asyncio.Future[Outcome]:
-        if credential.next is None:
-            credential.next = asyncio.get_running_loop().create_future()
-        return credential.next
+    async def _answer(self, credential: _Credential) -> Outcome:
+        answer: asyncio.Future[Outcome] = self._loop.create_future()
+        if credential.is_asked_for:
+            credential.next.add(answer)
+        else:
+            credential.asked.add(answer)
+            self._send(credential)
+        expiry = None
+        if self._patience_s is not None:
+            expiry = self._loop.call_later(self._patience_s, _give_up, credential, answer)
+        try:
+            return await answer
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+            credential.asked.discard(answer)
+            credential.next.discard(answer)
 
     def _send(self, credential: _Credential) -> None:
         if not self._alive:
@@ -114,13 +118,15 @@ class BrokeredCredentials:
             self._settle(credential, self._ended(credential))
             return
         self._questions[number] = credential
+        credential.is_asked_for = True
 
     def _settle(self, credential: _Credential, outcome: Outcome) -> None:
         """Whoever asked has the answer; whoever came later asks now."""
-        asked, credential.asked, credential.next = credential.asked, credential.next, None
-        if asked is not None:
-            asked.set_result(outcome)
-        if credential.asked is not None:
+        credential.is_asked_for = False
+        asked, credential.asked, credential.next = credential.asked, credential.next, set()
+        for each in asked:
+            _give(each, outcome)
+        if credential.asked:
             self._send(credential)
 
     def _receive(self) -> None:
@@ -143,6 +149,15 @@ class BrokeredCredentials:
 
     def _ended(self, credential: _Credential) -> CredentialUnavailable:
         return credential.lose("failed", _ENDED)
+
+
+def _give(waiting: asyncio.Future[Outcome], outcome: Outcome) -> None:
+    if not waiting.done():
+        waiting.set_result(outcome)
+
+
+def _give_up(credential: _Credential, waiting: asyncio.Future[Outcome]) -> None:
+    _give(waiting, CredentialUnavailable(credential.name, "timed_out", "what reads credentials does not answer"))
 
 
 def _greeting(channel: socket.socket) -> messages.Greeting:

@@ -24,7 +24,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from nono_ebpf.errors import ClientProtocolError, UpstreamError
-from nono_ebpf.relay.stream import Stream, Upstream, reason_of
+from nono_ebpf.relay.stream import Stream, Upstream, reason_of, settle
 from nono_ebpf.tls.contexts import why
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class _Tls:
     """
 
     __slots__ = (
-        "_broken", "_draining", "_incoming", "_outgoing", "_said_goodbye", "_unsent",
+        "_broken", "_draining", "_incoming", "_outgoing", "_said_goodbye", "_unsent", "_waiting", "_watching",
         "ended", "sock", "tls", "torn", "under",
     )  # fmt: skip
 
@@ -63,6 +63,8 @@ class _Tls:
         self._incoming, self._outgoing = incoming, outgoing
         self._unsent = b""
         self._broken: OSError | None = None
+        self._waiting: asyncio.Future[None] | None = None
+        self._watching: asyncio.AbstractEventLoop | None = None
         self.ended = self.torn = self._draining = self._said_goodbye = False
 
     # ------------------------------------------------------------ reading
@@ -104,11 +106,46 @@ class _Tls:
         if len(self._unsent) + self._outgoing.pending > _MAX_UNSENT_BYTES:
             self._broken = ConnectionError("TLS broke: nobody listens to what it answers")
 
+    async def receive(self, size: int, due: float) -> bytes:
+        """Ciphertext, once there is some; b"": its end. Raises OSError, TimeoutError at `due`, on the loop's clock."""
+        while True:
+            try:
+                return self.sock.recv(size)
+            except BlockingIOError:
+                await self._readable(due)
+
+    async def _readable(self, due: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._watching is None:
+            # From now on: to begin and to end costs more than the rest of a wait.
+            loop.add_reader(self.sock.fileno(), self._note)
+            self._watching = loop
+        self._waiting = loop.create_future()
+        expiry = loop.call_at(due, settle, self._waiting, TimeoutError())
+        try:
+            await self._waiting
+        finally:
+            expiry.cancel()
+            self._waiting = None
+
+    def _note(self) -> None:
+        """There is something to receive."""
+        if self._waiting is None:
+            self.unwatch()  # or the loop would say so again and again
+        else:
+            settle(self._waiting)
+
+    def unwatch(self) -> None:
+        """To be called before the socket is closed, or becomes somebody else's."""
+        if self._watching is not None:
+            self._watching.remove_reader(self.sock.fileno())
+            self._watching = None
+
     # ------------------------------------------------------------ sending
 
     def encrypt(self, piece: memoryview) -> None:
         """Have `piece` ready to be sent. Raises OSError."""
-        ready = [self._unsent, self._outgoing.read()]
+        ready = [self._unsent]
         try:
             while piece:
                 piece = piece[self.tls.write(piece[:_MOUTHFUL_BYTES]) :]
@@ -121,7 +158,7 @@ class _Tls:
         """Send what is ready, as far as the socket takes it; False when that is not all. Raises OSError."""
         if self._draining or self.torn:
             return False
-        data = self._unsent + self._outgoing.read() if self._unsent else self._outgoing.read()
+        data = self._unsent + self._outgoing.read()
         if data:
             with suppress(BlockingIOError):
                 data = data[self.sock.send(data) :]
@@ -170,7 +207,7 @@ class _Secured(Stream):
         due = loop.time() + deadline_s
         data = tls.take()
         while not (data or tls.ended):
-            raw = await super()._read(min(size, _PIECE_BYTES), due - loop.time())
+            raw = await tls.receive(min(size, _PIECE_BYTES), due)
             if not raw:
                 return self._at_fin()
             data = tls.take(raw)
@@ -212,17 +249,20 @@ class _Secured(Stream):
                 if not tls.push():
                     await tls.drain(deadline_s)
                 self.sock.shutdown(socket.SHUT_WR)
-                while await super()._read(_PIECE_BYTES, quiet_s):  # noqa: ASYNC110  # as there
+                loop = asyncio.get_running_loop()
+                while await tls.receive(_PIECE_BYTES, loop.time() + quiet_s):  # noqa: ASYNC110  # as there
                     await asyncio.sleep(0)
         except OSError:
             return
 
     def reset(self) -> None:
         """As `Stream`."""
+        self._tls.unwatch()
         self._tls.under.reset()
 
     def close(self) -> None:
         """As `Stream`, with a close_notify before the FIN."""
+        self._tls.unwatch()
         if self.sock.fileno() >= 0:
             self._tls.say_goodbye()
             with suppress(OSError):
@@ -242,6 +282,7 @@ class SecureStream(_Secured):
     def close(self) -> None:
         """As `Stream`. To a client that is slow to take what was sent, close_notify and FIN are sent later."""
         tls = self._tls
+        tls.unwatch()
         try:
             if self.sock.fileno() >= 0:
                 tls.say_goodbye()

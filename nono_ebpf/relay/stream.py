@@ -106,12 +106,12 @@ async def _readable(connections: Sequence[socket.socket], due: float | None) -> 
 
     def note(fd: int) -> None:
         ready.add(fd)
-        _settle(readable)
+        settle(readable)
 
     for each in connections:
         loop.add_reader(each.fileno(), note, each.fileno())
     # A tenth of what asyncio.timeout() costs, which has a task to cancel.
-    expiry = None if due is None else loop.call_at(due, _settle, readable, TimeoutError())
+    expiry = None if due is None else loop.call_at(due, settle, readable, TimeoutError())
     try:
         await readable
     finally:
@@ -125,14 +125,15 @@ async def _readable(connections: Sequence[socket.socket], due: float | None) -> 
 async def _writable(connection: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     writable: asyncio.Future[None] = loop.create_future()
-    loop.add_writer(connection.fileno(), _settle, writable)
+    loop.add_writer(connection.fileno(), settle, writable)
     try:
         await writable
     finally:
         loop.remove_writer(connection.fileno())
 
 
-def _settle(future: asyncio.Future[None], error: Exception | None = None) -> None:
+def settle(future: asyncio.Future[None], error: Exception | None = None) -> None:
+    """The wait is over, if it was not before."""
     if future.done():
         return
     if error is None:

@@ -68,6 +68,8 @@ def test_presets_are_listed() -> None:
     lines = call("presets").stdout.splitlines()
     assert any(line.startswith("@github ") and "api.github.com" in line for line in lines)
     assert "npm" in json.loads(call("presets", "--json").stdout)
+    (google,) = [line for line in lines if line.startswith("--credential google-ai ")]
+    assert "keyring://nono/google-ai" in google
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["doctor", "--help"]])

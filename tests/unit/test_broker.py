@@ -17,7 +17,7 @@ import pytest
 from kit.patience import patient
 
 from nono_ebpf import broker as broker_module
-from nono_ebpf.broker import Broker
+from nono_ebpf.broker import Broker, Variable
 from nono_ebpf.credentials import messages, sources
 from nono_ebpf.credentials.reading import Reading, Surroundings, unavailable
 from nono_ebpf.credentials.references import Named, parse_reference
@@ -50,6 +50,8 @@ class Served:
 
     proxy: socket.socket
     states: dict[str, CredentialState]
+    broker: Broker
+    thread: threading.Thread
 
     def ask(self, data: bytes) -> tuple[messages.Answer, bytes]:
         """Send that, and wait for what comes."""
@@ -76,7 +78,7 @@ def serving(references: Mapping[str, str], environment: Mapping[str, str] | None
     thread.start()
     proxy.settimeout(patient(20))
     try:
-        yield Served(proxy, {each.name: each for each in report.states})
+        yield Served(proxy, {each.name: each for each in report.states}, broker, thread)
     finally:
         lifeline.close()
         thread.join()
@@ -200,13 +202,18 @@ def test_a_question_that_makes_no_sense_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("how", [socket.SHUT_WR, socket.SHUT_RDWR, None])
-def test_a_proxy_that_is_gone_is_no_reason_to_spin(how: int | None) -> None:
-    """The broker waits for the supervisor, and ends when told to."""
-    with serving({"a": "env://SET"}) as served:
+def test_with_the_proxy_ends_who_serves_it(how: int | None) -> None:
+    """At once, and holding nothing: nobody is left who could ask."""
+    with serving({"a": "env://SET"}, {"SET": "x"}) as served:
         if how is None:
             served.proxy.close()
         else:
             served.proxy.shutdown(how)
+        served.thread.join(patient(20))
+        assert not served.thread.is_alive()
+        (credential,) = served.broker.credentials
+        assert isinstance(credential, Variable)
+        assert credential._held.reading is None
 
 
 @running
@@ -237,6 +244,20 @@ async def test_each_get_is_what_is_there_now(tmp_path: Path) -> None:
             keep(path, "two")
             assert (await credentials.get("a")).reveal() == b"two"
             assert (await credentials.get("b")).reveal() == b"s"
+
+
+@running
+async def test_nothing_is_kept_of_a_broker_that_ended() -> None:
+    """Not even what would never have changed."""
+    with serving({"a": "env://SET"}, {"SET": "s"}) as served:
+        async with brokered(served) as credentials:
+            assert (await credentials.get("a")).reveal() == b"s"
+            served.broker._stop()
+            served.broker._requests.shutdown(socket.SHUT_RDWR)
+            while credentials._alive:
+                await asyncio.sleep(0.01)
+            assert await state_of(credentials, "a") == "failed"
+            assert credentials._credentials["a"].secret is None
 
 
 @running

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
+import uvloop
 from kit.expect import require
 from kit.patience import patient
 from kit.relaying import LIMITS, Peer, Run, listen, run
@@ -219,11 +220,53 @@ def test_a_piece_of_a_record_is_not_waited_for_forever(run: Run, side: str) -> N
     run(script())
 
 
-def test_pieces_without_end_are_not_waited_for_either(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@sides
+def test_the_loop_watches_on_between_two_waits(side: str) -> None:
+    """To begin and to end would be most of what a wait costs. Where something comes that nobody waits for it ends."""
+
+    async def script() -> None:
+        async with secured(side) as (ours, theirs):
+            await theirs.send(b"x")
+            assert await read(ours, 1) == b"x"  # and what TLS has to say to begin with
+            for _ in range(3):
+                reading = start(ours.fill(WAIT_S))
+                await asyncio.sleep(0)
+                assert ours._tls._watching is not None
+                await theirs.send(b"y")
+                assert await reading
+                assert ours._tls._watching is not None
+            await theirs.send(b"z")
+            while ours._tls._watching is not None:
+                await asyncio.sleep(0)
+            assert not asyncio.get_running_loop().remove_reader(ours.sock.fileno())
+            assert await read(ours, 4) == b"yyyz"
+
+    uvloop.run(script())  # the loop that the product uses; asyncio's own tells of what has been read meanwhile
+
+
+@pytest.mark.parametrize("end", ["close", "reset"])
+@sides
+def test_no_socket_is_watched_that_is_closed(run: Run, side: str, end: str) -> None:
+    """The next one has its number, and would not be heard."""
+
+    async def script() -> None:
+        async with secured(side) as (ours, _):
+            fd = ours.sock.fileno()
+            reading = start(ours.fill(WAIT_S))
+            while ours._tls._watching is None:
+                await asyncio.sleep(0)
+            getattr(ours, end)()
+            assert not asyncio.get_running_loop().remove_reader(fd)
+            reading.cancel()
+
+    run(script())
+
+
+def test_pieces_without_end_are_not_waited_for_either(run: Run) -> None:
     """Nor do they keep others from their turn: a peer may be as fast as we are."""
     turns = 0
 
-    async def another_piece(_self: Stream, _size: int, _deadline_s: float) -> bytes:
+    async def another_piece(_size: int, _due: float) -> bytes:
         return b"x"
 
     async def count() -> None:
@@ -235,9 +278,8 @@ def test_pieces_without_end_are_not_waited_for_either(run: Run, monkeypatch: pyt
     async def script() -> None:
         async with secured("client") as (ours, _):
             whole = ours._tls
-            undecided: Any = SimpleNamespace(take=lambda _raw=b"": b"", ended=False)
+            undecided: Any = SimpleNamespace(receive=another_piece, take=lambda _raw=b"": b"", ended=False)
             ours._tls = undecided
-            monkeypatch.setattr(Stream, "_read", another_piece)
             counting = start(count())
             with pytest.raises(TimeoutError):
                 await ours.fill(0.05)
@@ -702,7 +744,7 @@ def test_who_does_not_listen_to_our_answers_is_left(run: Run) -> None:
 
     async def script() -> None:
         async with secured("client") as (ours, theirs):
-            stuck: Any = SimpleNamespace(send=raising(BlockingIOError))
+            stuck: Any = SimpleNamespace(send=raising(BlockingIOError), recv=ours.sock.recv, fileno=ours.sock.fileno)
             ours._tls.sock = stuck
             ours._tls._outgoing.write(bytes(16_000))
             await theirs.send(b"x")
