@@ -142,6 +142,19 @@ CATALOGUE: dict[str, Class] = {
         "paths and methods around the rules of a credential's host", "what is judged is what is sent"
     ),
     # --- credentials
+    "service-denials": Class("what a rule denies, in another case, or with dots and blanks behind it", "denied"),
+    "service-names": Class(
+        "other names and addresses of a service's host: loopback's spellings, DNS turned inward",
+        "refused, no credential",
+    ),
+    "service-rate": Class("more requests than a service may be sent, by several roads", "429, nothing more is sent"),
+    "unread-bodies": Class(
+        "a body that the server leaves unread, with a request in it", "refused, or the last on its connection"
+    ),
+    "untrue-responses": Class(
+        "responses with two ends, or with something behind them, on shared connections",
+        "502, or cut off; nobody's answer",
+    ),
     "foreign-credentials": Class(
         "a key of the command's own beside the phantom or in its place, in any spelling", "401, nothing is sent"
     ),
