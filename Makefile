@@ -11,7 +11,7 @@ WORKERS ?= 2
 RUN_PACKAGES := python3-bpfcc python3-seccomp linux-libc-dev python3-venv sudo curl openssl
 # To test: real clients, real servers, a compiler for probes that Python cannot write.
 TEST_PACKAGES := wget git redis-server redis-tools postgresql postgresql-client default-jdk-headless \
-	maven libhttpclient-java squid tinyproxy gcc golang-go libc6-dev iproute2 util-linux tcpdump strace tmux openssh-client gnome-keyring dbus systemd
+	maven libhttpclient-java squid tinyproxy nginx apache2-bin gcc golang-go libc6-dev iproute2 util-linux tcpdump strace tmux openssh-client gnome-keyring dbus systemd
 
 # Where only root writes: what root executes must not be the sandboxed account's to change.
 PREFIX ?= /opt/nono-ebpf
@@ -42,6 +42,8 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@echo "ready: $(BIN)/nono-ebpf"
 
 setup-test: setup
+	@# The tests start their own nginx: where its package is not yet, it comes without a service (and apache2-bin has none).
+	@[ -e /usr/sbin/nginx ] || { $(SUDO) mkdir -p /etc/systemd/system && $(SUDO) ln -sfn /dev/null /etc/systemd/system/nginx.service; }
 	$(call install-packages,$(TEST_PACKAGES) $(shell command -v node >/dev/null || echo nodejs npm))
 
 install:

@@ -54,18 +54,6 @@ asked.request("GET", "/api/x", headers={"Authorization": "Bearer " + proxy.env_v
 print(asked.getresponse().status)
 proxy.shutdown()
 """
-# Whoever reads may have lost the way to our files by becoming somebody else.
-PRELOADED = """
-import os, sys
-from nono_ebpf.credentials import sources
-from nono_ebpf.credentials.reading import Surroundings
-from nono_ebpf.credentials.references import parse_reference
-reference, around = parse_reference("github_token", "x"), Surroundings(os.geteuid(), os.geteuid(), dict(os.environ))
-sources.preload([reference], around.uid)
-sys.path[:] = [path for path in sys.path if "python3" in path and "-packages" not in path]
-sys.path_importer_cache.clear()
-print(sources.read(reference, around).value.reveal().decode())
-"""
 LOCK = """
 import secretstorage
 secretstorage.Collection(secretstorage.dbus_init()).lock()
@@ -156,14 +144,6 @@ def test_of_a_locked_keyring_nobody_says_that_it_is_empty(place: Path) -> None:
         assert state_of(environment, "github_token") == "locked"
         done = credential(environment, "list")
         assert (done.returncode, done.stdout, "does not tell what it holds" in done.stderr) == (1, "", True)
-
-
-def test_what_is_imported_before_is_all_that_is_needed(place: Path) -> None:
-    """The broker reads when it has become an account to which a checkout may be closed."""
-    with session(place, "unlocked") as environment:
-        credential(environment, "set", "github_token", given="value")
-        done = run(environment, "-c", PRELOADED)
-        assert (done.stdout, done.returncode) == ("value\n", 0), done.stderr
 
 
 def test_without_a_keyring_it_is_said_what_to_do(place: Path) -> None:
