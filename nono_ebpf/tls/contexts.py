@@ -80,7 +80,7 @@ def why(error: Exception) -> str:
     if reason == "WRONG_VERSION_NUMBER":
         return "what it answers is not TLS"
     if reason is not None and reason.endswith("ALERT_CERTIFICATE_REQUIRED"):
-        return "it wants a client certificate; tls_client_cert and tls_client_key of a credential name one"
+        return "it wants a client certificate, which only a service can have (tls_client_cert, tls_client_key)"
     return _VERSION_OF_ALERT.sub("", (reason or str(error)).lower().replace("_", " "))
 
 

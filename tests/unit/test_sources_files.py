@@ -308,18 +308,16 @@ def test_rewritten_by_rename_while_it_is_read(tmp_path: Path) -> None:
     current_while(write, path, int)
 
 
-def test_rewritten_in_place_while_it_is_read(tmp_path: Path) -> None:
-    """As a shell does with `>`: what is half written is not taken for the secret."""
-    path = keep(tmp_path / "token", "-")
-
-    def write(number: int) -> None:
-        time.sleep(0.01)  # without a pause there would be nothing but half of it
-        with path.open("wb") as file:
-            file.write(f"{number}".encode() * 25)
-            file.flush()
-            file.write(f"{number}".encode() * 25)
-
-    current_while(write, path, lambda content: int(content[: len(content) // 50]))
+@pytest.mark.parametrize("first", [b"", b"2" * 25, b"2" * 49], ids=["emptied", "half", "nearly"])
+def test_rewritten_in_place_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
+    """As a shell does with `>`: who writes is given the time to go on, and what is half written is not the secret."""
+    path = keep(tmp_path / "token", "1" * 50)
+    known = read(path)
+    with path.open("wb", buffering=0) as file:
+        file.write(first)
+        rest = [b"2" * (50 - len(first))]
+        monkeypatch.setattr(time, "sleep", lambda _: rest and file.write(rest.pop()))
+        assert read(path, known).value.reveal() == b"2" * 50
 
 
 def test_a_projected_volume_that_is_replaced_while_it_is_read(tmp_path: Path) -> None:
