@@ -119,6 +119,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="try what a sandbox needs of this machine and say what is missing")
     doctor.add_argument("--profile", "-p", metavar="FILE", help="also whether the credentials of this one can be read")
     doctor.add_argument("--credential", metavar="NAME", action="append", default=[], help="also whether this one can")
+    doctor.add_argument("--shared-secrets", action="store_true", help="as `run` is told: a file may be open to others")
     doctor.add_argument("--json", action="store_true", help="for machines")
     commands.add_parser("demo", help="see it work: test hosts, real clients, what was let through and what was not")
     presets = commands.add_parser("presets", help="list the groups of hosts that @NAME stands for, and services")
@@ -435,7 +436,12 @@ def _dispatch(options: argparse.Namespace, arguments: list[str]) -> int:
         case "doctor":
             from nono_ebpf import doctor
 
-            return doctor.main(as_json=options.json, profile=options.profile, credentials=options.credential)
+            return doctor.main(
+                as_json=options.json,
+                profile=options.profile,
+                credentials=options.credential,
+                shared_secrets=options.shared_secrets,
+            )
         case "demo":
             from nono_ebpf.demo import main as demo
 

@@ -96,6 +96,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     listed = actions.add_parser("list", help="names that are kept, where, and whether they can be read")
     test = actions.add_parser("test", help="whether a credential can be read now; its value is not shown")
     test.add_argument("reference", metavar="NAME|REF", help="a name, or a reference such as file:///path")
+    test.add_argument("--shared-secrets", action="store_true", help="as `run` is told: a file may be open to others")
     for action in (listed, test):
         action.add_argument("--json", action="store_true", help="for machines")
 
@@ -114,7 +115,7 @@ def main(options: argparse.Namespace) -> int:
             case "list":
                 return _list(as_json=options.json)
             case _:
-                return _test(options.reference, as_json=options.json)
+                return _test(options.reference, as_json=options.json, shared_ok=options.shared_secrets)
     except CredentialUnavailable as error:
         what = options.name if options.action == "set" else error.name
         sys.stderr.write(f"nono-ebpf: {printable(f'{what}: {error.problem}')}\n")
@@ -139,11 +140,14 @@ def keyring_state(user: User | None, runtime: str = "") -> tuple[bool, str]:
         return False, f"the keyring of {user.name}: {error.problem}"
 
 
-def why_unreadable(reference: Reference, user: User | None = None) -> CredentialUnavailable | None:
-    """Why the caller's account, or that of `user`, for whom root asks, cannot read it now; None when it can."""
+def why_unreadable(reference: Reference, user: User | None, *, shared_ok: bool) -> CredentialUnavailable | None:
+    """Why the caller's account, or that of `user`, for whom root asks, cannot read it now; None when it can.
+
+    `shared_ok`: files may be open to other accounts.
+    """
     if user is None:
-        return _failure(reference, _around())
-    around = Surroundings(user.uid, user.uid, _environment(user))
+        return _failure(reference, _around(shared_ok=shared_ok))
+    around = Surroundings(user.uid, user.uid, _environment(user), shared_ok)
 
     def look() -> Secret:
         sources.read(reference, around)
@@ -178,8 +182,8 @@ def _as(user: User, reference: Reference, look: Callable[[], Secret]) -> Secret:
     return Attempt(reference, _LOOK_S, become_and_look).result()
 
 
-def _around() -> Surroundings:
-    return Surroundings(os.geteuid(), os.geteuid(), os.environ)
+def _around(*, shared_ok: bool = False) -> Surroundings:
+    return Surroundings(os.geteuid(), os.geteuid(), os.environ, shared_ok)
 
 
 def _set(name: str) -> int:
@@ -252,8 +256,8 @@ def _in_keyring(around: Surroundings) -> list[Row]:
     return [Row(each.account, _where(_KEPT), "locked" if each.locked else "readable") for each in entries]
 
 
-def _test(text: str, *, as_json: bool) -> int:
-    around = _around()
+def _test(text: str, *, as_json: bool, shared_ok: bool) -> int:
+    around = _around(shared_ok=shared_ok)
     reference = parse_reference(text, "credential test")
     failure = _failure(reference, around)
     found = {

@@ -36,13 +36,15 @@ _TRIAL_TIMEOUT_S = 180  # an emulated machine takes one of them
 _COLOURS = {State.YES: "green", State.NO: "red", State.UNKNOWN: "yellow"}
 
 
-def main(*, as_json: bool, profile: str | None = None, credentials: Sequence[str] = ()) -> int:
+def main(
+    *, as_json: bool, profile: str | None = None, credentials: Sequence[str] = (), shared_secrets: bool = False
+) -> int:
     """0 when a sandbox works on this machine, 1 when not. With a profile, or names: its credentials are looked at, too.
 
     Raises ConfigError: the profile has mistakes.
     """
     console = Console()
-    overrides = Overrides(profile=profile, credential=tuple(credentials))
+    overrides = Overrides(profile=profile, credential=tuple(credentials), shared_secrets=shared_secrets)
     with Console(stderr=True).status("trying …"):
         found = [*findings(), *map(_landlock, Feature), _sandbox(), _sudo(), _keyring(), *_credentials(overrides)]
     if as_json:
@@ -105,7 +107,7 @@ def _keyring() -> Finding:
 
 def _credentials(overrides: Overrides) -> Iterator[Finding]:
     """Of the services that the rules put in use: whether each could be read now, by whoever asks."""
-    if overrides == Overrides():
+    if not (overrides.profile or overrides.credential):
         return
     asker = _asker()
 
@@ -116,7 +118,7 @@ def _credentials(overrides: Overrides) -> Iterator[Finding]:
     home = str(Path.home()) if asker is None else asker.home
     settings = load.settings(overrides, read, home=home, environment=os.environ)
     for route in settings.routes:
-        yield _credential(route, asker)
+        yield _credential(route, asker, shared_ok=settings.shared_secrets)
 
 
 def _asker() -> User | None:
@@ -125,7 +127,7 @@ def _asker() -> User | None:
     return find_user(str(uid)) if uid and os.geteuid() == 0 else None
 
 
-def _credential(route: Route, asker: User | None) -> Finding:
+def _credential(route: Route, asker: User | None, *, shared_ok: bool) -> Finding:
     name, enforces = f"credential {route.name}", f"requests to {route.service.host.pattern} get it"
     if route.reference is None:
         return Finding(name, State.NO, route.unsupported, enforces, needed=False)
@@ -133,7 +135,7 @@ def _credential(route: Route, asker: User | None) -> Finding:
     if asker is not None and needs_session(reference):
         detail = f"{redacted(reference)}: found by variables of your shell; run doctor without sudo to know"
         return Finding(name, State.UNKNOWN, detail, enforces, needed=False)
-    failure = why_unreadable(reference, asker)
+    failure = why_unreadable(reference, asker, shared_ok=shared_ok)
     if failure is None:
         return Finding(name, State.YES, f"{redacted(reference)} can be read", enforces, needed=False)
     return Finding(name, State.NO, f"{redacted(reference)}: {failure.problem}", enforces, needed=False)

@@ -148,9 +148,11 @@ def _judged(reference: Reference, found: os.stat_result, owner: int, *, shared_o
         raise unavailable(reference, "not_private", "it belongs to another account")
     if found.st_nlink > 1:
         raise unavailable(reference, "not_private", "it has a second name (hard link)")
-    forbidden = stat.S_IWGRP | stat.S_IWOTH if shared_ok else stat.S_IRWXG | stat.S_IRWXO
-    if found.st_mode & forbidden:
-        raise unavailable(reference, "not_private", "it is open to other accounts; chmod 600 it")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise unavailable(reference, "not_private", "other accounts may write it; chmod 600 it")
+    if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO) and not shared_ok:
+        problem = "it is open to other accounts; chmod 600 it, or take it with --shared-secrets"
+        raise unavailable(reference, "not_private", problem)
     if found.st_size > BUFFER_BYTES:
         raise unavailable(reference, "too_large", f"it is larger than {MAX_BYTES} bytes")
     return FileVersion.of(found)

@@ -192,4 +192,9 @@ def test_doctor_says_what_can_be_read(profile: Path) -> None:
     rows = {row["name"].removeprefix("credential "): row for row in json.loads(done.stdout)}
     assert [rows[name]["state"] for name in ("filed", "waiting", "missing")] == ["yes", "no", "no"]
     assert "no such file" in rows["waiting"]["detail"]
+    (profile.parent / "kept/key").chmod(0o644)
+    for options, state in (((), "no"), (("--shared-secrets",), "yes")):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=patient(180), check=False)
+        rows = {row["name"].removeprefix("credential "): row for row in json.loads(done.stdout)}
+        assert rows["filed"]["state"] == state
     assert SECRET not in done.stdout + done.stderr
