@@ -32,6 +32,8 @@ from typing import TYPE_CHECKING
 from kit import zone
 from kit.namespaces import Namespaces, enter_command, listen_stream
 
+from nono_ebpf.kernel import libc
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -125,14 +127,18 @@ async def relay() -> None:
 
 @contextmanager
 def process(body: Callable[[], object]) -> Iterator[int]:
-    """`body` in a process of its own, killed at the end.
+    """`body` in a process of its own, killed at the end, also when that is a signal's.
 
     And in a session of its own, as the proxy is: the scheduler may tell sessions apart (sched(7), autogroup).
     """
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         try:
+            libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
             os.setsid()
+            if os.getppid() != parent:  # it was killed before
+                return
             body()
         finally:
             os._exit(0)
@@ -242,8 +248,6 @@ def main() -> None:
 
 def relay_in(namespace: str) -> None:
     descriptor = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
-    from nono_ebpf.kernel import libc
-
     libc.setns(descriptor, libc.CLONE_NEWNET)
     asyncio.run(relay())
 

@@ -23,7 +23,6 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import socket
 import ssl
 import statistics
@@ -42,8 +41,6 @@ import trustme
 from bench import PYTHON, SERVER, TICKS_S, Turn, process, program
 from kit.namespaces import Namespaces, enter_command, inside, listen_stream
 
-from nono_ebpf.kernel import libc
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -53,8 +50,10 @@ KEY = "sk-live-0123456789abcdefghijklmnop"
 MITMPROXY_PORT = 9002
 CLIENTS, SERVERS = 8, 4
 SIZE = 200 << 20
-# Of one turn: requests, requests, connections, events, bytes, bytes.
-TASKS = {"requests": 300, "many": 50 * CLIENTS, "connections": 60, "events": 60, "download": SIZE, "upload": SIZE}
+POSTED = 2048  # bytes of a request's body: a short conversation
+# Of one turn: requests, requests, requests, connections, events, bytes, bytes.
+TASKS = {"requests": 300, "posts": 300, "many": 50 * CLIENTS, "connections": 60}
+TASKS |= {"events": 60, "download": SIZE, "upload": SIZE}
 PAUSE_S = 0.002  # between two events: each is on its way alone
 SMALL = b'{"object": "list", "data": [{"id": "a-model"}, {"id": "another-model"}]}'
 DEADLINE_S = 30.0
@@ -63,7 +62,7 @@ DEADLINE_S = 30.0
 CLIENT = r"""
 import base64, contextlib, json, multiprocessing, os, re, socket, ssl, statistics, struct, sys, time
 from urllib.parse import urlsplit
-way, clients = json.loads(os.path.expandvars(sys.argv[1])), int(sys.argv[2])
+way, clients, posted = json.loads(os.path.expandvars(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
 url, proxy = urlsplit(way["url"]), urlsplit(way["proxy"])
 context = ssl.create_default_context()
 dial = way["dial"] or socket.getaddrinfo(url.hostname, url.port, type=socket.SOCK_STREAM)[0][4][:2]
@@ -122,6 +121,16 @@ def repeat(count, start):
 def requests(count):
     began, ended = repeat(count, lambda: None)
     return ended - began
+
+def posts(count):
+    with kept() as kept_one:
+        began = time.perf_counter()
+        for _ in range(count):
+            with contextlib.nullcontext(kept_one) if kept_one else connect() as s:
+                ask(s, "/upload", "POST", **{"Content-Length": posted})
+                s.sendall(block[:posted])
+                answer(s)
+        return time.perf_counter() - began
 
 def one_of_many(count):
     return repeat(count, lambda: together.wait(30))
@@ -196,8 +205,7 @@ sys.stdin.read()
 
 
 def serve(listener: socket.socket, context: ssl.SSLContext) -> None:
-    """One of the server's processes, a thread for each connection. Ends with the bench, also one that is killed."""
-    libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    """One of the server's processes, a thread for each connection."""
     while True:
         client, _ = listener.accept()
         threading.Thread(target=converse, args=(client, context), daemon=True).start()
@@ -281,7 +289,7 @@ class Way:
         told = json.dumps(
             {"url": self.url, "proxy": self.proxy, "fields": self.fields, "dial": self.dial, "keeps": self.keeps}
         )
-        command = [PYTHON, "-c", CLIENT, told, str(CLIENTS)]
+        command = [PYTHON, "-c", CLIENT, told, str(CLIENTS), str(POSTED)]
         if self.options is not None:
             command = [*program(*self.options), *command]
         environment = os.environ | self.variables
@@ -407,7 +415,7 @@ def nono(enter: list[str], directory: Path, ca: Path) -> Iterator[list[Way]]:
             Way("nono", proxy=told["HTTPS_PROXY"], variables=trusting, dial=(SERVER[0], PORT)),
             Way("nono, reverse", url=told["API_BASE_URL"], fields=phantom),
         ]
-        yield [replace(each, keeps=False, unable=frozenset({"upload"}), relaying=[run.pid]) for each in ways]
+        yield [replace(each, keeps=False, unable=frozenset({"posts", "upload"}), relaying=[run.pid]) for each in ways]
 
 
 # ------------------------------------------------------------ the run
@@ -459,6 +467,7 @@ def show(ways: list[Way]) -> None:
     print("| | " + " | ".join(way.name for way in ways) + " |\n|---|" + "---|" * len(ways))
     for task, name, unit, scale in (
         ("requests", "requests/s, one connection", "", 1),
+        ("posts", f"the same with {POSTED >> 10} KiB each", "", 1),
         ("many", f"requests/s, {CLIENTS} connections", "", 1),
         ("connections", "requests/s, each on a new connection", "", 1),
         ("download", f"download of {SIZE >> 20} MiB", " MB/s", 1e6),
@@ -469,6 +478,7 @@ def show(ways: list[Way]) -> None:
     row("an event of a stream, on its way", [f"{each * 1e6:,.0f} µs" for each in late])
     for task, name, scale in (
         ("requests", "CPU, µs per request, one connection", 1e6),
+        ("posts", f"the same with {POSTED >> 10} KiB each", 1e6),
         ("many", f"CPU, µs per request, {CLIENTS} connections", 1e6),
         ("connections", "CPU, µs per request on a new connection", 1e6),
         ("download", "CPU, ms per GB downloaded", 1e12),

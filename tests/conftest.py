@@ -7,7 +7,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("kit")
 
@@ -25,8 +25,10 @@ os.environ.pop("SUDO_UID", None)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
-settings.register_profile("fast", max_examples=100, deadline=None)
-settings.register_profile("deep", max_examples=5000, deadline=None)
+# How fast the machine is says nothing about what is tried.
+_ANY_PACE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fast", max_examples=100, **_ANY_PACE)
+settings.register_profile("deep", max_examples=5000, **_ANY_PACE)
 settings.load_profile("fast")
 
 

@@ -185,14 +185,14 @@ import json, socket
 found = {{}}
 for host in {[*targets, "rebind.example.com", "own.example.com", "one.example.com"]!r}:
     try:
-        with socket.create_connection((host, 80), 20) as opened:
+        with socket.create_connection((host, 80), 90) as opened:
             opened.sendall(b"GET / HTTP/1.0\\r\\nHost: " + host.encode() + b"\\r\\n\\r\\n")
             found[host] = opened.makefile("rb").read().decode("latin-1")[:20]
     except OSError as error:
         found[host] = str(error)
 print(json.dumps(found))
 """
-    run = world.machine.run(ANYTHING, ["python3", "-c", program], timeout_s=300)
+    run = world.machine.run(ANYTHING, ["python3", "-c", program], timeout_s=600)
     met = run.json()
     assert met.pop("one.example.com").startswith("HTTP/1.1 200"), run
     assert {host: answer for host, answer in met.items() if " 200" in answer} == {}

@@ -45,7 +45,7 @@ HERE = Path(__file__).parent
 DAEMONS = (HERE / "daemons.py").read_text()
 MODES = ["plain", "root", "network"]
 LEAST_TECHNIQUES = 60
-TIMEOUT_S, PATIENCE_S = patient(180), int(patient(40))
+TIMEOUT_S, PATIENCE_S = patient(400), int(patient(40))
 
 
 @dataclass(frozen=True, slots=True)

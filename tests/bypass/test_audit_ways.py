@@ -105,7 +105,7 @@ def ask(comm, name, host, port, source, connected=False):
     if os.fork() == 0:
         open("/proc/self/comm", "w").write(comm)
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.settimeout(20)
+            client.settimeout(90)
             client.bind(("::1" if ":" in host else "127.0.0.1", source))
             if connected:
                 client.connect((host, port))

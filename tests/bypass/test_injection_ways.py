@@ -470,6 +470,7 @@ def test_without_the_proxy_nothing_leaves(own: Sandboxed) -> None:
     assert own.server.asked == []
 
 
+@pytest.mark.alone  # it leaves what the next start removes
 @pytest.mark.bypass("broker-killed")
 def test_nobody_who_has_a_credential_outlives_the_supervisor(own: Sandboxed) -> None:
     """It is killed while they are in use."""

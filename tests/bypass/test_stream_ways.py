@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from attacks import streams
+from attacks import requests, streams
 from attacks.base import AUTHORIZED, SECRET
 from kit import zone
 from kit.expect import missing
@@ -209,9 +209,8 @@ def test_the_proxy_does_not_dial_itself(inside: Agent) -> None:
 @pytest.mark.parametrize("port", [21, 22, 25, 8080, 8443, 2222])
 def test_a_permitted_host_is_permitted_on_its_ports(inside: Agent, port: int) -> None:
     """80 and 443 of a rule without a port, and nothing else."""
-    answer = inside.call(
-        streams.say_by_name, "one.example.com", port, ["GET / HTTP/1.0\r\nHost: one.example.com\r\n\r\n"]
-    )
+    request = "GET / HTTP/1.0\r\nHost: one.example.com\r\n\r\n"
+    (answer,) = inside.call(requests.to_server, "one.example.com", port, [[request]])
     assert "200 OK" not in answer
 
 

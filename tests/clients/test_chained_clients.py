@@ -37,8 +37,8 @@ SHOWN = {PASSWORD: "YWxpY2U6czNjcjN0", WRONG: "YWxpY2U6bjB0czNjcjN0"}
 HOST, DENIED = "one.example.com", "two.example.com"
 GREET = """
 import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) as server:
-    server.settimeout(20)
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 90) as server:
+    server.settimeout(90)
     banner = server.recv(100)
     server.sendall(b"EHLO\\r\\n")
     print(banner.decode().strip(), server.recv(100).decode().strip(), flush=True)
@@ -113,7 +113,7 @@ def allowing(*rules: str) -> list[str]:
 
 
 def curl(url: str, *options: str) -> list[str]:
-    return ["curl", "-sS", "--fail-with-body", "--max-time", "20", *options, url]
+    return ["curl", "-sS", "--fail-with-body", "--max-time", "90", *options, url]
 
 
 def assert_fetched(step: Step, host: str) -> None:
@@ -276,7 +276,7 @@ def test_tls_to_the_proxy(world: World, open_office: Callable[..., Office], peer
         curl(f"https://{HOST}/who"),
         curl(f"http://{HOST}/who"),
         [sys.executable, "-c", GREET, "banner.example.com", str(PEER_PORT)],
-        ["/bin/sh", "-c", f"curl -sS --max-time 60 http://{HOST}/bytes/30000000 | wc -c"],
+        ["/bin/sh", "-c", f"curl -sS --max-time 120 http://{HOST}/bytes/30000000 | wc -c"],
     ]
     run = office.run_steps(allowing(HOST, f"banner.example.com:{PEER_PORT}"), commands, proxy_env=False)
     https, http, greeted, much = run.steps()
@@ -315,6 +315,6 @@ def test_a_killed_proxy_inside_tls(
         assert said == f"220 {zone.GATEWAY_V4} EHLO\n", (said, running.communicate())
         office.proxy.kill()
         assert running.stdout.readline() == "reset\n"
-        running.communicate(timeout=60)
+        running.communicate(timeout=180)
     (record,) = [each for each in read_records(tmp_path / "audit.ndjson") if each["event"] == "flow"]
     assert record["reason"] == "TLS to the upstream proxy broke: unexpected eof"

@@ -39,7 +39,7 @@ Callers = list[tuple[str, str]]
 PROXY = f"{zone.GATEWAY_V4}:{chained.PORT}"
 STORED = ("pip", "npm", "maven")
 AT_ONCE = 3
-TIMEOUT_S = patient(240)
+TIMEOUT_S = patient(600)
 modes = pytest.mark.parametrize(
     ("mode", "scheme", "told"),
     [

@@ -51,8 +51,8 @@ def _python(script: str) -> Callable[..., list[str]]:
 def _curl(base: str, name: str, body: Path, *fields: str) -> list[str]:
     """Three requests on one connection; it sends the file `body` when it has been told to (RFC 9110 §10.1.1)."""
     more = [word for field in (f"X-Client: {name}", *fields) for word in ("-H", field)]
-    each = ["-sS", "--fail-with-body", "--max-time", "120", "-w", "\n", *more]
-    waiting = ["-H", "Transfer-Encoding: chunked", "-H", "Expect: 100-continue", "--expect100-timeout", "60"]
+    each = ["-sS", "--fail-with-body", "--max-time", "400", "-w", "\n", *more]
+    waiting = ["-H", "Transfer-Encoding: chunked", "-H", "Expect: 100-continue", "--expect100-timeout", "180"]
     upload = ["--next", *each, *waiting, "-T", str(body), f"{base}/upload"]
     return ["curl", *each, f"{base}/who", *upload, "--next", *each, "-H", f"X-Hold: {name}", f"{base}/who"]
 
@@ -76,7 +76,7 @@ _PLANT = """
 import os, sys, urllib.request
 planted = sys.argv[1][::-1]
 request = urllib.request.Request(sys.argv[2], headers={"X-Client": "canary", "X-Hold": "canary"})
-print(urllib.request.urlopen(request, timeout=120).status, len(planted))
+print(urllib.request.urlopen(request, timeout=400).status, len(planted))
 """
 
 
@@ -121,7 +121,7 @@ def _errand(home: Path, client: str, road: Road) -> Errand:
 def _fetch(name: str, url: str, *fields: str) -> Errand:
     """One request, and the head of its response as well."""
     more = [word for field in (f"X-Client: {name}", *fields) for word in ("-H", field)]
-    return Errand(name, ["curl", "-sSi", "--compressed", "--max-time", "60", *more, url], held=False)
+    return Errand(name, ["curl", "-sSi", "--compressed", "--max-time", "180", *more, url], held=False)
 
 
 def _echoes() -> list[Errand]:

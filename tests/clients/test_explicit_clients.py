@@ -28,6 +28,7 @@ from kit.expect import missing, require
 from kit.machine import CA_BUNDLE, Run, Step
 from kit.namespaces import listen_stream
 from kit.packages import Packages
+from kit.patience import patient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -110,7 +111,7 @@ class Client:
 
 def _curl(*options: str) -> Command:
     """curl with `options` as long as there is a proxy."""
-    start = ["curl", "-sS", "--fail", "--max-time", "20", "-w", "%{stderr}%{http_connect} %{http_code}"]
+    start = ["curl", "-sS", "--fail", "--max-time", "90", "-w", "%{stderr}%{http_connect} %{http_code}"]
     return lambda task: [*start, *(options if task.told else ()), task.url("/who")]
 
 
@@ -124,7 +125,7 @@ def _python(script: str) -> Command:
 
 
 def _wget(task: Task) -> list[str]:
-    return ["wget", "-nv", "--tries=1", "--timeout=20", "-O-", task.url("/who")]
+    return ["wget", "-nv", "--tries=1", "--timeout=90", "-O-", task.url("/who")]
 
 
 def _git(task: Task) -> list[str]:
@@ -243,7 +244,8 @@ def _run(world: World, client: Client, tasks: Sequence[Task]) -> Run:
         }
         for task in tasks
     ]
-    return world.machine.run(options, [sys.executable, STEPS, json.dumps(steps)], env=client.trust)
+    command = [sys.executable, STEPS, json.dumps(steps)]
+    return world.machine.run(options, command, env=client.trust, timeout_s=patient(600))
 
 
 def _tasks(world: World, name: str, client: Client) -> list[Task]:

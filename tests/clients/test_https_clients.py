@@ -58,8 +58,8 @@ def _openssl(url: str) -> list[str]:
 
 
 CLIENTS = {
-    "curl": Client("curl", lambda url: ["curl", "-sS", "--fail", "--max-time", "20", url]),
-    "wget": Client("wget", lambda url: ["wget", "-nv", "--tries=1", "--timeout=20", "-O-", url]),
+    "curl": Client("curl", lambda url: ["curl", "-sS", "--fail", "--max-time", "90", url]),
+    "wget": Client("wget", lambda url: ["wget", "-nv", "--tries=1", "--timeout=90", "-O-", url]),
     "openssl": Client("openssl", _openssl),
     "urllib": Client("python3", _python("with_urllib.py")),
     "requests": Client("python3", _python("with_requests.py")),

@@ -25,7 +25,7 @@ environments = pytest.mark.parametrize("proxy_env", [True, False], ids=["proxy-v
 DENIED = "two.example.com"
 _GREET = """
 import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) as server:
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 90) as server:
     banner = server.recv(100)
     server.sendall(b"EHLO\\r\\n")
     print(banner.decode().strip(), server.recv(100).decode().strip())
@@ -72,7 +72,7 @@ def test_psql(world: World, proxy_env: bool, sslmode: str) -> None:
     require("psql")
     _need_postgres(world)
     names = ["db.example.com", "v4.db.example.com", "v6.db.example.com", DENIED]
-    login = f"user=postgres dbname=postgres sslmode={sslmode} connect_timeout=20"
+    login = f"user=postgres dbname=postgres sslmode={sslmode} connect_timeout=90"
     commands = [["psql", f"host={name} {login}", "-XAtc", "select 6 * 7"] for name in names]
     run = _run(world, "db.example.com", zone.POSTGRES_PORT, commands, proxy_env)
     _assert_only_named(world, run, "db.example.com", zone.POSTGRES_PORT, "42")

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.root]
 _SEND = "import socket, sys; socket.socket(2, 2).sendto(b'out', (sys.argv[1], int(sys.argv[2])))"
 _TALK = """
 import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) as server:
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 90) as server:
     server.sendall(b"out")
     print(server.recv(100).decode())
 """

@@ -6,6 +6,7 @@ what the client got, as JSON. At the very end a connection to the echo service t
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -27,12 +28,24 @@ HELD, FORKS = 5000, 50
 SLOW = 1000
 UNREAD, UNREAD_BYTES = 64, 4 << 20
 RESOLVER_TRIES = 10
+MANY_QUESTIONS = 10_000
 PAUSE_S, AT_ONCE = 0.1, 64  # the flood leaves the machine itself some time
-PATIENCE_S = 40
+PATIENCE_S = 120
 URL = urlsplit(os.environ.get("http_proxy", "http://127.0.0.1:0"))
 PROXY = ("127.0.0.1", URL.port or 0)
 AUTHORIZED = f"Proxy-Authorization: Bearer {URL.password}\r\n"
 HELLO = bytes.fromhex("1603010200010001fc0303") + bytes(512)
+_STANDS = os.pipe()
+
+
+def stands() -> None:
+    """The flood is what it is to be: the client may begin."""
+    os.write(_STANDS[1], b".")
+
+
+def wait_until_it_stands() -> None:
+    """Return when `stands` has been called by one of the flood's processes."""
+    assert select.select([_STANDS[0]], [], [], PATIENCE_S)[0], f"no flood after {PATIENCE_S} s"
 
 
 def connecting(to: tuple[str, int]) -> socket.socket:
@@ -44,12 +57,20 @@ def connecting(to: tuple[str, int]) -> socket.socket:
 
 
 class Held:
-    """Connections that are opened again whenever they are ended; `talk` is called with each now and then."""
+    """Connections that are opened again whenever they are ended; `talk` is called with each now and then.
+
+    The flood stands once `talk` has been, or, where there is to be no room for all of them (`crowd`), one was ended.
+    """
 
     def __init__(
-        self, count: int, to: tuple[str, int], talk: Callable[[socket.socket, int], object] | None = None
+        self,
+        count: int,
+        to: tuple[str, int],
+        talk: Callable[[socket.socket, int], object] | None = None,
+        *,
+        crowd: bool = False,
     ) -> None:
-        self._to, self._talk = to, talk
+        self._to, self._talk, self._crowd = to, talk, crowd
         self._poll = select.epoll()
         self._open: dict[int, tuple[socket.socket, int]] = {}
         for _ in range(count):
@@ -61,9 +82,11 @@ class Held:
         self._poll.register(sock.fileno(), select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR)
 
     def go_on(self) -> None:
+        stood = False
         while True:
             time.sleep(PAUSE_S)
-            for fd, _ in self._poll.poll(0, AT_ONCE):
+            ended = self._poll.poll(0, AT_ONCE)
+            for fd, _ in ended:
                 self._open.pop(fd)[0].close()
                 self._one_more()
             for fd, (sock, turn) in list(self._open.items()) if self._talk else ():
@@ -72,6 +95,9 @@ class Held:
                     self._open[fd] = sock, turn + 1
                 except OSError:
                     continue
+            if not stood and (ended or not self._crowd):
+                stood = True
+                stands()
 
 
 def once(request: str) -> Callable[[socket.socket, int], object]:
@@ -80,7 +106,7 @@ def once(request: str) -> Callable[[socket.socket, int], object]:
 
 
 def idle(victim: str) -> None:
-    Held(HELD, (victim, 80)).go_on()
+    Held(HELD, (victim, 80), crowd=True).go_on()
 
 
 def idle_processes(victim: str) -> None:
@@ -88,16 +114,16 @@ def idle_processes(victim: str) -> None:
     for _ in range(FORKS - 1):
         if os.fork() == 0:
             break
-    Held(HELD // FORKS, (victim, 80)).go_on()
+    Held(HELD // FORKS, (victim, 80), crowd=True).go_on()
 
 
 def idle_clients_of_the_proxy(_: str) -> None:
-    Held(HELD, PROXY).go_on()
+    Held(HELD, PROXY, crowd=True).go_on()
 
 
 def idle_tunnels(_: str) -> None:
     """Connections to the proxy itself, each with an answer before it falls silent."""
-    Held(HELD, PROXY, once(f"CONNECT {VICTIM}:80 HTTP/1.1\r\nHost: {VICTIM}\r\n{AUTHORIZED}\r\n")).go_on()
+    Held(HELD, PROXY, once(f"CONNECT {VICTIM}:80 HTTP/1.1\r\nHost: {VICTIM}\r\n{AUTHORIZED}\r\n"), crowd=True).go_on()
 
 
 def half_handshakes(_: str) -> None:
@@ -125,9 +151,11 @@ def question(name: str) -> bytes:
 def datagrams(_: str) -> None:
     """Questions for names that were never asked for, for one that is known, and what is no question."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    while True:
+    for turn in itertools.count():
         for wire in (question(f"{random.randbytes(8).hex()}.{WILD}"), question(VICTIM), random.randbytes(40)):
             sock.sendto(wire, RESOLVER)
+        if turn == MANY_QUESTIONS:
+            stands()
 
 
 def dns_connections(_: str) -> None:
@@ -137,6 +165,7 @@ def dns_connections(_: str) -> None:
         sock = socket.create_connection(RESOLVER)
         sock.send(b"\0")
         held.append(sock)
+    stands()
     signal.pause()
 
 
@@ -181,7 +210,7 @@ def main() -> None:
     if flood == 0:
         os.setpgid(0, 0)
         globals()[kind](victim)
-    time.sleep(2)
+    wait_until_it_stands()
     took = sorted(requests(count, kept))
     print(json.dumps(took))
     sys.stdout.flush()

@@ -38,6 +38,7 @@ LIMITS = Limits()
 RULE = parse_allow_rule("*", "test")
 LOOPBACK = ip_address("127.0.0.1")
 MUCH = 1 << 20
+KEPT = 16  # certificates: as many as by default would take an emulated guest half a minute
 
 
 class Place:
@@ -54,7 +55,7 @@ class Place:
         ours = ServiceTls(elsewhere.cert_pem.bytes(), us.cert_chain_pems[0].bytes(), us.private_key_pem.bytes())
         self.pool = SecureUpstreams(LIMITS, ProxyAccess(), UpstreamContexts(None, {"svc": ours}))
         authority = CertificateAuthority(["*.a.test", "203.0.113.7"])
-        self.contexts = ServerContexts(authority)
+        self.contexts = ServerContexts(authority, capacity=KEPT)
         self.client, self.distrusting = context_for(authority.certificate_pem), context_for(None)
         self.origin = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         elsewhere.issue_cert("origin.test").configure_cert(self.origin)
@@ -92,7 +93,7 @@ def confined() -> str:
 
 async def intercept(place: Place) -> str:
     """Names that nobody has asked for before, and more of them than are kept."""
-    for host in (*(f"h{number}.a.test" for number in range(600)), "203.0.113.7"):
+    for host in (*(f"h{number}.a.test" for number in range(2 * KEPT)), "203.0.113.7"):
         context = place.contexts.context_for(host)
     theirs, ours = await place.pair()
     near = Upstream(theirs, "near", Endpoint(LOOPBACK, 1))

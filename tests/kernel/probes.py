@@ -24,7 +24,7 @@ IPPROTO_MPTCP = 262
 MSG_FASTOPEN = 0x20000000
 TCP_FASTOPEN_CONNECT = 30
 AF_UNSPEC_ADDRESS = struct.pack("=H14x", socket.AF_UNSPEC)
-DEADLINE_S = 20
+DEADLINE_S = 90
 KINDS: dict[str, Callable[..., Report]] = {}
 
 

@@ -207,6 +207,23 @@ def test_it_ends_when_it_is_told_to() -> None:
     process.end()
 
 
+def test_it_ends_with_the_proxy() -> None:
+    """With whoever has the socket that it is asked over, killed at any moment, and not only with the supervisor."""
+    process = BrokerProcess()
+    process.serve({"a": "env://A"}, USER, {"A": "x"}, as_account=True)
+    proxy = subprocess.Popen(["sleep", "300"], pass_fds=[process.proxy_end.fileno()])
+    process.proxy_end.close()
+    victim = Victim(process.pid)
+    assert process.running
+    proxy.kill()
+    proxy.wait()
+    assert victim.ended()
+    victim.close()
+    assert os.waitpid(process.pid, 0) == (process.pid, 0)
+    process.ended(0)
+    process.end()
+
+
 @pytest.mark.parametrize("how", [("early",), ("account",), ()], ids=str)
 def test_it_dies_with_the_supervisor(how: tuple[str, ...]) -> None:
     """At whatever moment that is killed."""

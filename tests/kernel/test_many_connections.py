@@ -72,10 +72,16 @@ class Loaded:
         self.client = client
         self.sandbox = Sandbox.of(client.process.pid)
         self.maps = Maps(self.sandbox.pins)
+        self._unused = settled(self.descriptors)
 
     def descriptors(self) -> Counter[str]:
         """The proxy's, by kind."""
         return Counter(path.partition(":")[0] for path in open_files(self.sandbox.proxy.pid))
+
+    def idle(self) -> Counter[str]:
+        """The proxy's once it has served some: those that it had before, and pipes that it keeps."""
+        assert eventually(lambda: self.descriptors()["socket"] <= self._unused["socket"]), self.descriptors()
+        return settled(self.descriptors)
 
     def close(self) -> None:
         assert self.client.close() == 0
@@ -108,7 +114,7 @@ def _rate(answer: dict[str, float]) -> str:
 def test_a_thousand_at_once_and_thousands_in_a_row(loaded: Loaded, in_a_row: int, server: Talker) -> None:
     """No byte lost or mixed up, no descriptor and no record of the kernel's left over."""
     _assert_all_good(loaded.client.ask(f"concurrent {WARM_UP} 0 {MOST_BYTES}"), WARM_UP)
-    idle = settled(loaded.descriptors)
+    idle = loaded.idle()
     server.ask(f"wait {CONCURRENT}")
     together = loaded.client.ask(f"concurrent {CONCURRENT} {WARM_UP} {MOST_BYTES}")
     singly = loaded.client.ask(f"sequential {in_a_row} {WARM_UP + CONCURRENT} {MOST_BYTES_SEQUENTIAL}")
@@ -119,14 +125,14 @@ def test_a_thousand_at_once_and_thousands_in_a_row(loaded: Loaded, in_a_row: int
     count = WARM_UP + CONCURRENT + in_a_row
     assert (seen["accepted"], seen["finished"], seen["open"], seen["peak"]) == (count, count, 0, CONCURRENT)
     assert (seen["wrong"], seen["twice"], seen["broken"]) == (0, 0, 0)
-    assert eventually(lambda: loaded.descriptors() == idle), f"{idle} became {loaded.descriptors()}"
+    assert eventually(lambda: loaded.descriptors() <= idle), f"{idle} became {loaded.descriptors()}"
     assert loaded.maps.entries("origins") == 0
 
 
 def test_what_waits_for_the_proxy_is_on_record_until_it_is_taken(loaded: Loaded, server: Talker) -> None:
     """One entry for each connection in the queue, none once the proxy has accepted them."""
     _assert_all_good(loaded.client.ask(f"concurrent {WARM_UP} 0 {MOST_BYTES}"), WARM_UP)
-    idle = settled(loaded.descriptors)
+    idle = loaded.idle()
     loaded.sandbox.proxy.kill(signal.SIGSTOP)
     loaded.client.tell(f"concurrent {QUEUED} {WARM_UP} {MOST_BYTES}")
     try:
@@ -135,4 +141,4 @@ def test_what_waits_for_the_proxy_is_on_record_until_it_is_taken(loaded: Loaded,
         loaded.sandbox.proxy.kill(signal.SIGCONT)
     _assert_all_good(loaded.client.answer(), QUEUED)
     assert loaded.maps.entries("origins") == 0
-    assert eventually(lambda: loaded.descriptors() == idle), f"{idle} became {loaded.descriptors()}"
+    assert eventually(lambda: loaded.descriptors() <= idle), f"{idle} became {loaded.descriptors()}"

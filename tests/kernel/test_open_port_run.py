@@ -137,14 +137,14 @@ def _python(machine: Machine, options: list[str], script: str, *arguments: str |
 
 
 def _curl(machine: Machine, options: list[str], url: str, *more: str, proxy_env: bool = True) -> Run:
-    command = [require("curl"), "-sS", "--fail", "--max-time", "20", *more, url]
+    command = [require("curl"), "-sS", "--fail", "--max-time", "90", *more, url]
     return machine.run(options, command, proxy_env=proxy_env)
 
 
 def test_the_services_are_there(machine: Machine) -> None:
     """The control: outside a sandbox each of them answers."""
     for host, port, text in (("127.0.0.1", PORT, "v4"), ("[::1]", PORT, "v6"), ("127.0.0.1", CLOSED, "closed")):
-        done = machine.bare([require("curl"), "-sS", "--max-time", "20", f"http://{host}:{port}/"])
+        done = machine.bare([require("curl"), "-sS", "--max-time", "90", f"http://{host}:{port}/"])
         assert done.stdout == text, done.stderr
 
 

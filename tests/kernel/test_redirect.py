@@ -292,7 +292,7 @@ def test_always_denied(world: World, address: str) -> None:
 @pytest.mark.parametrize("name", ["rebind.example.com", "inward.example.com", "own.example.com"])
 def test_names_that_point_inward(world: World, name: str, proxy_env: bool) -> None:
     """An allowed name whose address is the metadata service, loopback or the machine is refused."""
-    fetch = [require("curl"), "-sS", "--fail", "--max-time", "20", f"http://{name}/"]
+    fetch = [require("curl"), "-sS", "--fail", "--max-time", "90", f"http://{name}/"]
     run = world.machine.run(["--allow-domain", name], fetch, proxy_env=proxy_env)
     assert run.returncode != 0
     assert run.flows("deny", target=name), run

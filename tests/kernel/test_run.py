@@ -22,7 +22,7 @@ import pytest
 from kit.checkout import opened
 from kit.expect import require
 from kit.patience import patient
-from kit.sandboxes import abandoned
+from kit.sandboxes import abandoned, eventually, name_of
 
 from nono_ebpf.kernel import cgroup
 
@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.root, pytest.mark.kernel]
 
 PROGRAM = [sys.executable, "-I", "-m", "nono_ebpf"]
 RUN = [*PROGRAM, "run", "--user", "nobody"]
-TIMEOUT_S = patient(60)
+TIMEOUT_S = patient(180)
 
 
 def run(
@@ -55,10 +55,10 @@ def run(
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    """Every test leaves the machine as it found it."""
-    run("true")  # cleans up what others may have left
+    """Of what a test has started; what others may have left is not its own."""
+    known = abandoned()
     yield
-    assert abandoned() == []
+    assert abandoned() <= known
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_daemon_that_restarts_stays_hidden() -> None:
             process.stdin.write("\n")
             process.stdin.flush()
             assert process.stdout.readline() == "hidden\n"
-            assert process.wait(30) == 0
+            assert process.wait(TIMEOUT_S) == 0
         path.unlink()
 
 
@@ -189,7 +189,7 @@ def test_signals_are_passed_on(name: str) -> None:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(getattr(signal, name))
         assert process.stdout.readline() == f"got {name}\n"
-        assert process.wait(30) == 9
+        assert process.wait(TIMEOUT_S) == 9
 
 
 class Terminal:
@@ -208,7 +208,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())
 
-    def expect(self, text: str, timeout: float = 40) -> None:
+    def expect(self, text: str, timeout: float = TIMEOUT_S) -> None:
         end = time.monotonic() + timeout
         while text not in self._seen:
             ready, _, _ = select.select([self._fd], [], [], max(0, end - time.monotonic()))
@@ -234,8 +234,8 @@ def terminal() -> Iterator[Terminal]:
 
 def test_the_terminal_interrupts_the_command_once(terminal: Terminal) -> None:
     """Ctrl-C reaches the command, which may handle it, and only once; its status comes back."""
-    script = "trap 'n=$((n+1)); echo int$n' INT; echo rea''dy; for i in 1 2 3 4 5 6; do sleep 0.1; done"
-    script += "; echo total $n; exit 4"
+    script = "trap 'n=$((n+1)); echo int$n' INT; echo rea''dy; until [ \"$n\" ]; do sleep 0.1; done"
+    script += "; for i in 1 2 3 4 5 6; do sleep 0.1; done; echo total $n; exit 4"  # time for a second one
     terminal.type(f"{' '.join(RUN)} -- bash -c {json.dumps(script).replace('$', chr(92) + '$')}\n")
     terminal.expect("\nready")
     terminal.type("\x03")
@@ -432,20 +432,22 @@ def test_the_audit_log_follows_no_link_of_the_sandboxed_account(tmp_path: Path) 
     assert victim.read_text() == "root's\n"
 
 
+@pytest.mark.alone  # another test's start would be a later one as well
 def test_a_crashed_supervisors_sandbox_is_cleaned_up_by_the_next_start() -> None:
     """kill -9: the command dies with it, hooks and pins stand until a later start removes them."""
-    for _ in range(5):  # somebody else's start, beside ours, is a later start as well
+    for _ in range(5):  # somebody else's start, beside this test, is a later start as well
         with _started("sh", "-c", "echo ready; exec sleep 1000") as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
+            name = name_of(process.pid)
             process.kill()
             assert process.stdout.read() == ""  # the command's end of the pipe is closed: it is gone
             process.wait()
-        if left := abandoned():
+        if len(left := {each for each in abandoned() if each.name == name}) == 3:
             break
     assert len(left) == 3
     assert run("true").returncode == 0
-    assert abandoned() == []
+    assert eventually(lambda: not any(each.exists() for each in left))  # or somebody else's start is at it
 
 
 def test_a_running_sandbox_is_not_taken_for_a_stale_one() -> None:
@@ -458,7 +460,7 @@ def test_a_running_sandbox_is_not_taken_for_a_stale_one() -> None:
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.stdout.readline() == "still here\n"
-        assert process.wait(30) == 0
+        assert process.wait(TIMEOUT_S) == 0
 
 
 def test_an_ordinary_user_gets_there_through_sudo(tmp_path: Path) -> None:
@@ -498,7 +500,7 @@ def test_the_sudo_flag_is_believed_from_sudo_alone() -> None:
 
 def test_denials_are_summed_up_at_the_end(machine: Machine) -> None:
     """What, by whom, and the option that would permit it: on stderr, after the command."""
-    done = machine.run([], ["curl", "-sS", "--max-time", "10", "https://nowhere.test/"])
+    done = machine.run([], ["curl", "-sS", "--max-time", "90", "https://nowhere.test/"])
     assert "denied" in done.stderr
     assert "curl (pid " in done.stderr
     assert "--allow-domain nowhere.test" in done.stderr

@@ -25,7 +25,7 @@ PROGRAM = [sys.executable, "-I", "-m", "nono_ebpf"]
 RUN = [*PROGRAM, "run", "--user", "nobody"]
 AS_NOBODY = ["setpriv", f"--reuid={NOBODY.pw_uid}", f"--regid={NOBODY.pw_gid}", "--clear-groups", "--"]
 OUTSIDE, INSIDE = AS_NOBODY, [*RUN, "--"]
-TIMEOUT_S = patient(60)
+TIMEOUT_S = patient(180)
 STARTED = "started"
 # Prints for each unix socket of its arguments whether it can be reached.
 CONNECT = """

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import ssl
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-START_S, HELD_S = patient(10), patient(120)
+START_S, HELD_S = patient(90), patient(300)
 KEPT_BYTES = 1 << 16
 WORDS = ("From ", "the ", "other ", "side.")
 REPLY = "".join(WORDS)

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any
 
-TIMEOUT_S = 60
+TIMEOUT_S = 180
 
 
 def get(host: str, target: str) -> dict[str, Any]:

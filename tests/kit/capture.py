@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from kit import zone
 from kit.namespaces import inside
+from kit.patience import patient
 from scapy.arch.linux import L2ListenSocket
 from scapy.config import conf
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 LINK = "mach0"
 _SO_RCVBUFFORCE, _SOL_PACKET, _PACKET_STATISTICS = 33, 263, 6
 _BUFFER_BYTES = 1 << 26
-_DEADLINE_S = 30
+_DEADLINE_S = patient(90)
 _SENTINEL_PORT = 4242
 _NEIGHBOUR_MESSAGES = range(130, 138)  # ICMPv6 MLD and neighbour discovery: RFC 2710, RFC 4861
 _MLD2_REPORT = 143  # RFC 3810

@@ -19,7 +19,7 @@ from kit.patience import patient
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-STOP_S = patient(10)
+STOP_S = patient(60)
 
 
 class Child:

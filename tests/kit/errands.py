@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Road = Literal["redirect", "connect", "reverse"]
 PROGRAM = str(ROOT / "tests/clients/programs/errands.py")
-TIMEOUT_S = patient(120)
+TIMEOUT_S = patient(300)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 import pytest
@@ -47,7 +47,7 @@ PLACED: dict[str, dict[str, Any]] = {
     "bot": {"inject_mode": "url_path", "path_pattern": "/bot{}/"},
     "maps": {"inject_mode": "query_param", "query_param_name": "key"},
     "basic": {"inject_mode": "basic_auth"},
-    "based": {"upstream": "https://based.example.org/base/v2"},
+    "based": {"upstream": "https://based.example.org/base/v2", "credential_key": "env://GUARDED_BASED"},
 }
 PRETENDERS = ("expired", "stranger", "misnamed", "old")
 OTHERS = ("judged", "plain", "open")
@@ -142,7 +142,8 @@ class Sandboxed:
         self.guarded, self.server = guarded, guarded.server
         self._log = Path(tempfile.mkdtemp(dir=guarded.work)) / "audit.ndjson"
         command = guarded.machine.enter([*RUN, *guarded.options(), "--audit-log", str(self._log), "--", *COMMAND])
-        self.agent = Agent(command, ATTACKS, cwd=guarded.machine.home, env=guarded.machine.environment())
+        env = guarded.machine.environment({"GUARDED_BASED": guarded.secrets["based"]})
+        self.agent = Agent(command, ATTACKS, cwd=guarded.machine.home, env=env)
         self._told: list[str] = []
         self._seen = 0
 
@@ -226,14 +227,21 @@ def _whole(conversations: tuple[Conversation | str, ...]) -> list[Conversation]:
     return [{"pieces": [each]} if isinstance(each, str) else each for each in conversations]
 
 
-@pytest.fixture(scope="module")
+def _scope(fixture_name: str, config: pytest.Config) -> Literal["session", "module"]:
+    """A module's: its link has the names of all such links. In an emulated guest, where a start takes long, there is no
+    other one.
+    """
+    return "session" if config.pluginmanager.hasplugin("vagrant.selection") else "module"
+
+
+@pytest.fixture(scope=_scope)
 def guarded(_world: World) -> Iterator[Guarded]:
     made = Guarded(_world)
     yield made
     made.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope=_scope)
 def _sandboxed(guarded: Guarded) -> Iterator[Sandboxed]:
     made = Sandboxed(guarded)
     yield made

@@ -17,8 +17,8 @@ from nono_ebpf.kernel.origdst import write_open_ports, write_settings
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-ACCEPT_S = patient(20)
-CLIENT_S = patient(60)
+ACCEPT_S = patient(90)
+CLIENT_S = patient(90)
 _PYTHON = "/usr/bin/python3"
 _JOIN = 'open(__import__("sys").argv.pop(1) + "/cgroup.procs", "w").write("0")\n'
 

@@ -6,6 +6,7 @@ A start of a sandbox costs far more than an attack, so that many share one.
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import tempfile
 import threading
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 
     from kit.agent import Answer
 
-ATTACK_S = patient(60)
-START_S = patient(60)
-SLACK_S = patient(30)
+ATTACK_S = patient(180)
+START_S = patient(180)
+SLACK_S = patient(60)
 _AGENT = inspect.getsource(inspect.getmodule(read_message) or object)
 COMMAND = ["/usr/bin/python3", "-I", "-c", _AGENT]
 
@@ -37,7 +38,7 @@ class Agent:
     def __init__(
         self, command: Sequence[str], modules: Mapping[str, str], *, cwd: str | Path = "/", env: Mapping[str, str]
     ) -> None:
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # `close` closes it
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # `close` closes it
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -85,9 +86,8 @@ class Agent:
         return answer
 
     def said(self) -> str:
-        """What it has said on stderr."""
-        self._errors.seek(0)
-        return self._errors.read()
+        """What it has said on stderr. Read without moving: the place in the file is its own as well."""
+        return os.pread(self._errors.fileno(), os.fstat(self._errors.fileno()).st_size, 0).decode(errors="replace")
 
     def close(self) -> None:
         """End it; its sandbox goes with it."""

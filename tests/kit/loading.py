@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from kit.children import as_user
 from kit.expect import require
 from kit.namespaces import enter_command
+from kit.patience import patient
 
 if TYPE_CHECKING:
     from kit.machine import Machine
 
 SOURCE = Path(__file__).with_name("load.c")
-PATIENCE_S = 60
+PATIENCE_S = patient(300)
 
 
 def build(directory: Path) -> Path:

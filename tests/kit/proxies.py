@@ -6,13 +6,16 @@ die with the test process too (PR_SET_PDEATHSIG). Debian's Squid is built with G
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
+import socket
 import socketserver
 import subprocess
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 HERE = "/proc/self/ns/net"
-START_S = patient(30)
+START_S = patient(90)
 _RESOLVES = {"nsswitch.conf": "hosts: files dns\n"}
 # A mount namespace of its own, in which the files of directory $0 are those of /etc.
 _WITH_ETC = 'for file in $(ls "$0"); do mount --bind "$0/$file" "/etc/$file"; done; exec "$@"'
@@ -221,7 +224,14 @@ class PeerServer:
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A port of this namespace that nobody listens on; for a server which cannot be asked for the one it has."""
-    with socketserver.TCPServer((address, 0), socketserver.BaseRequestHandler) as probe:
-        port: int = probe.server_address[1]
-    return port
+    """A port of this namespace that nobody listens on; for a server which cannot be asked for the one it has.
+
+    Below those that the kernel gives to whoever asks for any (ip_local_port_range): one of these could be taken before
+    the server is there.
+    """
+    least_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(10_000, least_given)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((address, port))
+            return port

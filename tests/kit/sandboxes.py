@@ -21,9 +21,9 @@ from nono_ebpf.kernel import bpffs, cgroup
 from nono_ebpf.sandbox import state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-PATIENCE_S = patient(15)
+PATIENCE_S = patient(90)
 _SAME_LOOKS = 50
 Seen = TypeVar("Seen")
 
@@ -57,7 +57,7 @@ class Sandbox:
     supervisor: Victim
     proxy: Victim
     inside: tuple[Victim, ...]  # pid 1 and all below
-    netns: int  # inode of its network namespace
+    netns: int  # a descriptor of its network namespace: while that is held, its inode's number is nobody else's
 
     @classmethod
     def of(cls, supervisor: int) -> Sandbox:
@@ -66,8 +66,8 @@ class Sandbox:
         group = cgroup.hierarchy() / state.GROUP / name
         (proxy,) = _members(group / "proxy")
         members = _members(group / "sandbox")
-        netns = Path(f"/proc/{members[0]}/ns/net").stat().st_ino
-        return cls(name, Victim(supervisor), Victim(proxy), tuple(map(Victim, members)), netns)
+        netns = os.open(f"/proc/{members[0]}/ns/net", os.O_RDONLY)
+        return cls(name, Victim(supervisor), Victim(proxy), tuple(_held(members)), netns)
 
     @property
     def pins(self) -> Path:
@@ -79,15 +79,23 @@ class Sandbox:
         return [self.supervisor, self.proxy, *self.inside]
 
     def close(self) -> None:
-        """Let go of its processes."""
+        """Let go of its processes and its network namespace."""
         for each in self.processes():
             each.close()
+        os.close(self.netns)
 
     def traces(self) -> list[Path]:
         """What the machine still has of it: state directory, pins, cgroups, users of its network namespace."""
         group = cgroup.hierarchy() / state.GROUP / self.name
         places = [state.STATE / self.name, self.pins, bpffs.PINS / f"{self.name}_new", group]
         return [place for place in places if place.exists()] + netns_users(self.netns)
+
+
+def _held(pids: list[int]) -> Iterator[Victim]:
+    """Those of them that have not ended meanwhile."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            yield Victim(pid)
 
 
 def _members(group: Path) -> list[int]:
@@ -114,23 +122,27 @@ def open_files(pid: int) -> list[str]:
     return _open_files(Path(f"/proc/{pid}"))
 
 
-def netns_users(inode: int) -> list[Path]:
-    """Processes that are in a network namespace or hold a descriptor of it.
+def netns_users(netns: int) -> list[Path]:
+    """Processes that are in a network namespace or hold a descriptor of it, besides this one, which has `netns`.
 
     In a container, some processes may be closed even to root: they are none of ours.
     """
-    users = []
+    users, inode = [], os.fstat(netns).st_ino
     for process in Path("/proc").glob("[0-9]*"):
+        if process.name == str(os.getpid()):
+            continue
         with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
             if (process / "ns/net").stat().st_ino == inode or f"net:[{inode}]" in _open_files(process):
                 users.append(process)
     return users
 
 
-def abandoned() -> list[Path]:
-    """State, pins and cgroups of every sandbox whose supervisor is gone."""
+def abandoned() -> set[Path]:
+    """State, pins and cgroups of every sandbox whose supervisor is gone: not of one that begins or ends just now."""
     places = (state.STATE, bpffs.PINS, cgroup.hierarchy() / state.GROUP)
-    return [entry for place in places for entry in place.glob("*/") if not _is_alive(entry.name.removesuffix("_new"))]
+    with state._registry():
+        traces = [entry for place in places for entry in place.glob("*/")]
+        return {each for each in traces if (named := state._NAME.match(each.name)) and not _is_alive(named[0])}
 
 
 def _is_alive(name: str) -> bool:

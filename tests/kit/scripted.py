@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import h11
 from kit.patience import patient
 
-SILENCE_S = patient(60)
+SILENCE_S = patient(180)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -112,7 +112,7 @@ class Scripted:
             event = self._event(carried, connection, stream)
             if not isinstance(event, h11.Request):
                 return
-            head = _asked(host, event)
+            head, asked = _asked(host, event), self.asked  # what began in a test is that test's
             answered = self.early(head)
             if answered is not None:
                 time.sleep(self.pause_s)
@@ -124,7 +124,7 @@ class Scripted:
                     return
                 body += event.data
             whole = Asked(head.host, head.method, head.target, head.fields, body)
-            self.asked.append(whole)
+            asked.append(whole)
             if answered is None:
                 answered = self.answer(whole)
                 _send(stream, answered)
@@ -141,7 +141,7 @@ class Scripted:
         try:
             while (event := connection.next_event()) is h11.NEED_DATA:
                 data = stream.recv(65536)
-                self._keep(carried, data)
+                self._keep(carried, data, begins=connection.their_state is h11.IDLE)
                 connection.receive_data(data)
         except h11.RemoteProtocolError:
             # Not what is only cut off: whoever notices a mistake late resets the connection.
@@ -149,11 +149,15 @@ class Scripted:
             return None
         return event
 
-    def _keep(self, carried: Carried, data: bytes) -> None:
-        """What comes on a connection of before `forget` is kept by itself; its end is nothing that came."""
+    def _keep(self, carried: Carried, data: bytes, *, begins: bool) -> None:
+        """What comes on a connection of before `forget` is kept by itself, from where a request begins; its end is
+        nothing that came.
+        """
         if not data:
             return
         if not any(each is carried for each in self.raw):
+            if not begins:
+                return
             carried.data.clear()
             self.raw.append(carried)
         carried.data += data

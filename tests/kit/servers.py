@@ -26,6 +26,7 @@ import dns.rdatatype
 import dns.zone
 from aiohttp import web
 from kit import zone
+from kit.patience import patient
 
 if TYPE_CHECKING:
     import ssl
@@ -36,7 +37,7 @@ OpenStream = Callable[[int], socket.socket]
 OpenDatagram = Callable[[str, int], socket.socket]
 StreamHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 BANNER = b"220 banner.example.com ready\r\n"
-DEADLINE_S = 10
+DEADLINE_S = patient(90)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NAME = "proxy.test"
 OPENED = b"HTTP/1.1 200 Connection established\r\n\r\n"
-PATIENT = replace(LIMITS, upstream_proxy_s=30)
+PATIENT = replace(LIMITS, upstream_proxy_s=120)
 
 
 class Chained(Relaying):

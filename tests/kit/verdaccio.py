@@ -19,6 +19,7 @@ from aiohttp import web
 from kit.children import Child
 from kit.expect import missing, require
 from kit.machine import ROOT
+from kit.patience import patient
 from yarl import URL
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Verdaccio:
         self.token = self._new_user()
 
     def _new_user(self) -> str:
-        connection = HTTPConnection("verdaccio", timeout=30)
+        connection = HTTPConnection("verdaccio", timeout=patient(90))
         connection.sock = _connected(self._socket)
         body = json.dumps({"_id": _USER, "name": "kit", "password": "kit-password", "type": "user", "roles": []})
         connection.request("PUT", f"/-/user/{_USER}", body, {"Content-Type": "application/json"})
@@ -108,7 +109,7 @@ def _configuration(work: Path) -> Mapping[str, Any]:
 
 def _connected(path: Path) -> socket.socket:
     opened = socket.socket(socket.AF_UNIX)
-    opened.settimeout(30)
+    opened.settimeout(patient(90))
     opened.connect(str(path))
     return opened
 

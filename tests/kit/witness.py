@@ -27,7 +27,7 @@ Target = tuple[str, str, int]  # protocol, address, port
 _ETH_P_ALL, _OUTGOING, _SNAPPED_BYTES = 0x0003, 4, 65535
 _SO_RCVBUFFORCE, _SOL_PACKET, _PACKET_STATISTICS = 33, 263, 6
 _BUFFER_BYTES = 1 << 26
-_MARK_PORT, _DEADLINE_S = 4243, patient(30)
+_MARK_PORT, _DEADLINE_S = 4243, patient(90)
 WEB = (zone.HTTP_PORT, zone.HTTPS_PORT)
 
 

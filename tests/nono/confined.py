@@ -32,7 +32,7 @@ from nono_py import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DEADLINE_S = 20
+DEADLINE_S = 90
 ECHO_PORT = 7
 NEEDED = ("/usr", "/lib", "/lib64", "/etc", sys.prefix, str(Path(__file__).parent))
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from nono_ebpf.authority import Authority
 
-DEADLINE_S = patient(30)
+DEADLINE_S = patient(90)
 # Answered only when the rules let a request through, since nothing can be reached.
 BAD_GATEWAY = 502
 

@@ -14,6 +14,7 @@ import shutil
 import socket
 import struct
 import tempfile
+import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 # Of one connection; a guest without hardware virtualisation is 10 to 25 times slower than this machine.
-PATIENCE_S = 60
+PATIENCE_S = 120
+PAUSE_S = 0.05  # between the pieces of what is said
 SECRET = b"s3cret"
 # The field by which a request to the proxy shows the session token. Only inside is it known: `shown` puts it in.
 AUTHORIZED = "Proxy-Authorization: Bearer <token>\r\n"
@@ -99,11 +101,33 @@ def stream(address: str, protocol: int = 0) -> socket.socket:
 
 
 def converse(opened: socket.socket, data: bytes = SECRET) -> str:
-    """Send, end our half, read to the end: whatever came back, as latin-1."""
+    """Send, end our half, read to the end: whatever came back, as latin-1; or the reset that came instead."""
     opened.settimeout(PATIENCE_S)
-    opened.sendall(data)
-    opened.shutdown(socket.SHUT_WR)
-    return read_all(opened)
+    was_reset = say(opened, data)
+    got = read_all(opened)
+    if was_reset and not got:
+        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+    return got
+
+
+def say(opened: socket.socket, *pieces: bytes) -> bool:
+    """Send `pieces` and end our half; whether a reset was met, which reading does not tell any more then.
+
+    A reset comes before any of our calls or behind it, as the scheduler likes. What was answered before can be read all
+    the same, so that no more than the first of the calls is told of it.
+    """
+    try:
+        for index, piece in enumerate(pieces):
+            if index:
+                time.sleep(PAUSE_S)
+            opened.sendall(piece)
+        opened.shutdown(socket.SHUT_WR)
+    except ConnectionResetError:
+        return True
+    except OSError as error:
+        if error.errno not in {errno.EPIPE, errno.ENOTCONN}:
+            raise
+    return False
 
 
 def read_all(opened: socket.socket) -> str:

@@ -161,12 +161,12 @@ def ask(server: str, port: int, query: str, over: str = "udp") -> str:
     """A DNS message as it is, in hex; the answer in hex."""
     wire = bytes.fromhex(query)
     if over == "tcp":
-        with socket.create_connection((server, port), 20) as opened:
+        with socket.create_connection((server, port), 90) as opened:
             opened.sendall(len(wire).to_bytes(2, "big") + wire)
             reader = opened.makefile("rb")
             return reader.read(int.from_bytes(reader.read(2), "big")).hex()
     with datagram(server) as asker:
-        asker.settimeout(20)
+        asker.settimeout(90)
         asker.sendto(wire, (server, port))
         return asker.recv(65535).hex()
 
@@ -178,7 +178,7 @@ def ask_at_once(server: str, port: int, queries: list[str], over: str, seconds: 
         wire = bytes.fromhex(query)
         kind = socket.SOCK_DGRAM if over == "udp" else socket.SOCK_STREAM
         asker = socket.socket(family_of(server), kind)
-        asker.settimeout(20)
+        asker.settimeout(90)
         asker.connect((server, port))
         asker.send(wire if over == "udp" else len(wire).to_bytes(2, "big") + wire)
         askers.append(asker)
@@ -198,6 +198,6 @@ def _received(asker: socket.socket) -> str:
 def who_answers(server: str, query: str) -> list[Any]:
     """The source that recvfrom shows for an answer."""
     with datagram(server) as asker:
-        asker.settimeout(20)
+        asker.settimeout(90)
         asker.sendto(bytes.fromhex(query), (server, 53))
         return list(asker.recvfrom(4096)[1][:2])

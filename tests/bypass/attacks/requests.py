@@ -6,14 +6,13 @@ import errno
 import os
 import socket
 import ssl
-import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from attacks.base import PATIENCE_S, shown
+from attacks.base import PATIENCE_S, say, shown
 
 
 @cache
@@ -38,13 +37,8 @@ def spoken(target: tuple[str, int], pieces: list[str]) -> str:
     try:
         with socket.create_connection(target, PATIENCE_S) as opened:
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for index, piece in enumerate(pieces):
-                if index:
-                    time.sleep(0.05)
-                opened.sendall(piece.encode("latin-1"))
-            with suppress(OSError):  # reset already: reading tells it, behind whatever was answered before
-                opened.shutdown(socket.SHUT_WR)
-            return read_all(opened)
+            was_reset = say(opened, *(piece.encode("latin-1") for piece in pieces))
+            return read_all(opened) or ("ECONNRESET" if was_reset else "")
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, type(error).__name__)
 
@@ -78,7 +72,8 @@ def over_tls(address: str, port: int, server_name: str | None, request: str) -> 
             socket.create_connection((address, port), PATIENCE_S) as opened,
             context.wrap_socket(opened, server_hostname=server_name) as secure,
         ):
-            secure.sendall(request.encode("latin-1"))
+            with suppress(ConnectionError):  # what was answered before can be read
+                secure.sendall(request.encode("latin-1"))
             return read_all(secure)
     except ssl.SSLError as error:
         return f"TLS: {error.reason}"

@@ -6,12 +6,14 @@ import errno
 import select
 import socket
 import ssl
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from attacks.base import PATIENCE_S, shown
+from attacks.base import PATIENCE_S, PAUSE_S, shown
 from attacks.requests import proxy, spoken
 
 if TYPE_CHECKING:
@@ -20,20 +22,25 @@ if TYPE_CHECKING:
 # `pieces`: what is said inside TLS. How it is begun: `server_name` (None: without), `alpn`, `newest` (a version of
 # TLS), `unverified`, `cut` (the ClientHello in pieces of so many bytes).
 Conversation = dict[str, Any]
-PAUSE_S = 0.05
 
 
 def context(how: Conversation) -> ssl.SSLContext:
     """A client's that trusts what the sandbox does, or nobody and everybody."""
+    nameless = "server_name" in how and how["server_name"] is None
+    return _context(bool(how.get("unverified")), nameless, tuple(how.get("alpn", ())), how.get("newest"))
+
+
+@cache  # reading the system's certificates takes longer than a conversation
+def _context(unverified: bool, nameless: bool, alpn: tuple[str, ...], newest: str | None) -> ssl.SSLContext:
     made = ssl.create_default_context()
-    if how.get("unverified"):
+    if unverified:
         made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
-    if "server_name" in how and how["server_name"] is None:
+    if nameless:
         made.check_hostname = False
-    if "alpn" in how:
-        made.set_alpn_protocols(how["alpn"])
-    if "newest" in how:
-        made.maximum_version = ssl.TLSVersion[how["newest"]]
+    if alpn:
+        made.set_alpn_protocols(list(alpn))
+    if newest:
+        made.maximum_version = ssl.TLSVersion[newest]
         made.minimum_version = ssl.TLSVersion.TLSv1
         made.set_ciphers("ALL:@SECLEVEL=0")
     return made
@@ -60,21 +67,17 @@ def in_the_clear(host: str, port: int, requests: list[list[str]]) -> list[str]:
 
 
 def uploads(host: str, port: int, sizes: list[int]) -> list[str]:
-    """What comes for a body of each size, on a connection of its own, all at once, and another request behind it.
-
-    Nothing, where there was no connection to be had: there are many.
-    """
+    """What comes for a body of each size, on a connection of its own, all at once, and another request behind it."""
+    address = str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0])
     with ThreadPoolExecutor(len(sizes)) as pool:
-        return list(pool.map(partial(_upload, host, port), sizes))
+        return list(pool.map(partial(_upload, host, (address, port), threading.Lock()), sizes))
 
 
-def _upload(host: str, port: int, size: int) -> str:
+def _upload(host: str, at: tuple[str, int], alone: threading.Lock, size: int) -> str:
     head = f"POST /v1/%s HTTP/1.1\r\nHost: {host}\r\nContent-Length: %d\r\n\r\n"
-    try:
-        opened = socket.create_connection((host, port), PATIENCE_S)
-        stream = opened if port == 80 else context({}).wrap_socket(opened, server_hostname=host)
-    except ConnectionError:
-        return ""
+    with alone:  # whoever is kept from speaking by the others for too long is let go
+        opened = socket.create_connection(at, PATIENCE_S)
+        stream = opened if at[1] == 80 else context({}).wrap_socket(opened, server_hostname=host)
     with opened, stream:
         stream.setblocking(False)
         got = _pumped(stream, (head % ("up", size)).encode() + b"B" * size)
@@ -146,13 +149,17 @@ def _told(connect: Callable[[], socket.socket], host: str, how: Conversation) ->
 
 
 class _Secured:
-    """TLS by hand, so that its bytes can be sent in any pieces and one half be ended."""
+    """TLS by hand, so that its bytes can be sent in any pieces and one half be ended.
+
+    Sending tells of no reset: what was answered before can be read, and reading tells it (`attacks.base.say`).
+    """
 
     def __init__(self, opened: socket.socket, how: Conversation, name: str | None) -> None:
         self._opened, self._how = opened, how
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context(how).wrap_bio(self._incoming, self._outgoing, server_hostname=name)
         self._cut = how.get("cut", 0)
+        self._was_reset = False
 
     def conversed(self) -> str:
         """What comes back."""
@@ -162,7 +169,8 @@ class _Secured:
                 time.sleep(PAUSE_S)
             self._tls.write(shown(piece).encode("latin-1"))
             self._flush()
-        self._opened.shutdown(socket.SHUT_WR)
+        with suppress(OSError):
+            self._opened.shutdown(socket.SHUT_WR)
         return self._rest()
 
     def _rest(self) -> str:
@@ -181,10 +189,7 @@ class _Secured:
                 done = step()
             except ssl.SSLWantReadError:
                 self._flush()
-                data = self._opened.recv(65536)
-                if not data:
-                    raise EOFError from None
-                self._incoming.write(data)
+                self._incoming.write(self._received())
             except ssl.SSLZeroReturnError:
                 return b""
             except ssl.SSLError:
@@ -194,11 +199,24 @@ class _Secured:
                 self._flush()
                 return done
 
+    def _received(self) -> bytes:
+        if data := self._opened.recv(65536):
+            return data
+        raise ConnectionResetError(errno.ECONNRESET, "while sending") if self._was_reset else EOFError
+
     def _flush(self) -> None:
         data = self._outgoing.read()
         # The first flight is the ClientHello.
         size, self._cut = self._cut or len(data), 0
         for start in range(0, len(data), size or 1):
-            self._opened.sendall(data[start : start + size])
+            self._send(data[start : start + size])
             if size < len(data):
                 time.sleep(PAUSE_S / 10)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._opened.sendall(data)
+        except ConnectionResetError:
+            self._was_reset = True
+        except BrokenPipeError:
+            pass

@@ -315,9 +315,9 @@ def to_listeners(payload: str) -> dict[str, str]:
     return found
 
 
-def listening(port: int) -> dict[str, Any]:
-    """Wait for somebody outside to come and fetch what we have, until the file that says we wait is gone."""
-    waiting = Path(f"/tmp/.nono-listening-{port}")
+def listening(port: int, place: str) -> dict[str, Any]:
+    """Wait for somebody outside to come and fetch what we have, until the file in `place` that says we wait is gone."""
+    waiting = Path(place, "listening")
     visitors = 0
     with socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True) as server:
         server.settimeout(0.05)
@@ -359,34 +359,6 @@ def each_address(addresses: list[str], port: int, data: str = "GET / HTTP/1.0\r\
         except OSError as error:
             found[address] = errno.errorcode.get(error.errno or 0, type(error).__name__)
     return found
-
-
-def say(address: str, port: int, pieces: list[str]) -> str:
-    """Bytes to an address, in pieces; what came back."""
-    with stream(address) as opened:
-        opened.connect((address, port))
-        for index, piece in enumerate(pieces):
-            if index:
-                time.sleep(0.05)
-            told(opened.sendall, piece.encode("latin-1"))
-        told(opened.shutdown, socket.SHUT_WR)
-        return read_or_error(opened)
-
-
-def read_or_error(opened: socket.socket) -> str:
-    got = b""
-    try:
-        while data := opened.recv(65536):
-            got += data
-    except OSError as error:
-        return got.decode("latin-1") or errno.errorcode.get(error.errno or 0, type(error).__name__)
-    return got.decode("latin-1")
-
-
-def say_by_name(name: str, port: int, pieces: list[str]) -> str:
-    """As `say`, to the address that the name is given here."""
-    address = str(socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][4][0])
-    return say(address, port, pieces)
 
 
 def identity() -> dict[str, Any]:

@@ -15,7 +15,7 @@ class Api {
     static final HttpClient client = HttpClient.newHttpClient();
 
     static HttpRequest.Builder request(String path) {
-        var made = HttpRequest.newBuilder(URI.create(arguments[0] + path)).timeout(Duration.ofSeconds(120));
+        var made = HttpRequest.newBuilder(URI.create(arguments[0] + path)).timeout(Duration.ofSeconds(400));
         made.header("X-Client", arguments[1]);
         for (var line : Arrays.copyOfRange(arguments, 2, arguments.length)) {
             var parts = line.split(": ", 2);

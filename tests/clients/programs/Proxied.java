@@ -14,7 +14,7 @@ import java.net.http.HttpResponse;
 import java.time.Duration;
 
 class Proxied {
-    static final int TIMEOUT_S = 20;
+    static final int TIMEOUT_S = 90;
 
     public static void main(String[] arguments) throws Exception {
         var told = arguments.length > 2;

@@ -28,7 +28,7 @@ async def told(response: aiohttp.ClientResponse) -> Any:
 async def main(base: str, name: str, *lines: str) -> list[Any]:
     """Ask."""
     fields = {"X-Client": name} | dict(line.split(": ", 1) for line in lines)
-    timeout = aiohttp.ClientTimeout(120)
+    timeout = aiohttp.ClientTimeout(400)
     async with aiohttp.ClientSession(headers=fields, trust_env=True, timeout=timeout) as session:
         async with session.get(f"{base}/who") as response:
             who = await told(response)

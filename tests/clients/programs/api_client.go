@@ -39,7 +39,7 @@ func fatal(err error) {
 func main() {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.ExpectContinueTimeout = 60 * time.Second
-	client := &http.Client{Transport: transport, Timeout: 120 * time.Second}
+	client := &http.Client{Transport: transport, Timeout: 400 * time.Second}
 	base := os.Args[1]
 	body := bytes.Repeat([]byte("from Go "), 250000)
 	ask(client, "GET", base+"/who", nil)

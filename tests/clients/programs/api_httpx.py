@@ -12,7 +12,7 @@ BODY = [bytes([number % 251]) * 1000 for number in range(2000)]
 
 base, name, *lines = sys.argv[1:]
 fields = {"X-Client": name} | dict(line.split(": ", 1) for line in lines)
-with httpx.Client(headers=fields, timeout=120) as client:
+with httpx.Client(headers=fields, timeout=400) as client:
     who = client.get(f"{base}/who")
     upload = client.post(f"{base}/upload", content=iter(BODY))
     held = client.get(f"{base}/who", headers={"X-Hold": name})

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 from urllib.parse import urlsplit
 
-DEADLINE_S = 150 * float(os.environ.get("NONO_PATIENCE", "1"))
+DEADLINE_S = 300 * float(os.environ.get("NONO_PATIENCE", "1"))
 TOKEN, PORT = os.environ["NONO_PROXY_TOKEN"], str(urlsplit(os.environ["HTTP_PROXY"]).port)
 _printing = Lock()
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-DEADLINE_S = 60
+DEADLINE_S = 150
 PROXY = os.environ["HTTP_PROXY"]
 TOKEN = urlsplit(PROXY).password or ""
 WRONG = "0" * 64

@@ -13,4 +13,4 @@ async def fetch(url: str) -> str:
         return await response.text()
 
 
-sys.stdout.write(asyncio.run(asyncio.wait_for(fetch(sys.argv[1]), 20)))
+sys.stdout.write(asyncio.run(asyncio.wait_for(fetch(sys.argv[1]), 90)))

@@ -12,7 +12,7 @@ import anthropic
 ASKED = {"model": "kit-small", "max_tokens": 10, "messages": [{"role": "user", "content": "Where from?"}]}
 
 name, *more = sys.argv[1:]
-SETTINGS = {"default_headers": {"X-Client": name}, "max_retries": 0, "timeout": 120}
+SETTINGS = {"default_headers": {"X-Client": name}, "max_retries": 0, "timeout": 400}
 client = anthropic.Anthropic(**SETTINGS)
 
 

@@ -13,7 +13,7 @@ MESSAGES = [{"role": "user", "content": "Where from?"}]
 FILE = b"".join(number.to_bytes(4, "big") for number in range(1_500_000))
 
 name, *more = sys.argv[1:]
-client = openai.OpenAI(default_headers={"X-Client": name}, max_retries=0, timeout=120)
+client = openai.OpenAI(default_headers={"X-Client": name}, max_retries=0, timeout=400)
 
 
 def streamed(stream: object, stop: str) -> list[str]:

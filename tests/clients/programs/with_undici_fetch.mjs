@@ -2,6 +2,6 @@
 import { createRequire } from "node:module";
 const [, , directory, url] = process.argv;
 const { EnvHttpProxyAgent, fetch } = createRequire(`${directory}/`)("undici");
-const response = await fetch(url, { dispatcher: new EnvHttpProxyAgent(), signal: AbortSignal.timeout(20_000) });
+const response = await fetch(url, { dispatcher: new EnvHttpProxyAgent(), signal: AbortSignal.timeout(90_000) });
 if (!response.ok) throw new Error(`${response.status} ${await response.text()}`);
 process.stdout.write(await response.text());

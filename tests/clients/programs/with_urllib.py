@@ -3,5 +3,5 @@
 import sys
 from urllib.request import urlopen
 
-with urlopen(sys.argv[1], timeout=20) as response:
+with urlopen(sys.argv[1], timeout=90) as response:
     sys.stdout.write(response.read().decode())
