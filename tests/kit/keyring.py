@@ -49,12 +49,12 @@ def session(place: Path, keyring: Literal["unlocked", "locked", "none"]) -> Iter
     }
     with ExitStack() as stack:
         _start(stack, environment, [require("dbus-daemon"), "--nofork", "--nopidfile", f"--config-file={config}"])
-        assert eventually(lambda: _listens(run / "bus"), patient(20))
+        assert eventually(lambda: _listens(run / "bus"), patient(90))
         if keyring != "none":
             unlock = ["--unlock"] if keyring == "unlocked" else []
             daemon = [require("gnome-keyring-daemon"), "--foreground", "--components=secrets", *unlock]
             _start(stack, environment, daemon, PASSWORD if unlock else b"")
-            assert eventually(lambda: _answers(environment), patient(20))
+            assert eventually(lambda: _answers(environment), patient(90))
         yield environment
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
-TIMEOUT_S = patient(60)
+TIMEOUT_S = patient(180)
 _ETC = {
     "resolv.conf": f"nameserver {zone.DNS_V4}\noptions timeout:2 attempts:2\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost ip6-localhost\n",
@@ -44,7 +44,7 @@ exec "$@"
 _STEPS = """
 import json, subprocess, sys
 def step(command):
-    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=30)
+    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=150)
     return [done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")]
 print(json.dumps([step(command) for command in json.loads(sys.argv[1])]))
 """
@@ -197,5 +197,6 @@ def _finish(process: subprocess.Popen[str], timeout_s: float) -> subprocess.Comp
 
 
 def read_records(log: Path) -> tuple[Record, ...]:
-    """The records of an audit log, () when there is none."""
-    return tuple(json.loads(line) for line in log.read_text().splitlines()) if log.exists() else ()
+    """The records of an audit log, () when there is none. Of a line that is being written there is no record yet."""
+    whole = log.read_text().rpartition("\n")[0] if log.exists() else ""
+    return tuple(map(json.loads, whole.splitlines()))

@@ -76,7 +76,7 @@ def serving(references: Mapping[str, str], environment: Mapping[str, str] | None
     assert report.locked
     thread = threading.Thread(target=broker.serve)
     thread.start()
-    proxy.settimeout(patient(20))
+    proxy.settimeout(patient(90))
     try:
         yield Served(proxy, {each.name: each for each in report.states}, broker, thread)
     finally:
@@ -209,7 +209,7 @@ def test_with_the_proxy_ends_who_serves_it(how: int | None) -> None:
             served.proxy.close()
         else:
             served.proxy.shutdown(how)
-        served.thread.join(patient(20))
+        served.thread.join(patient(90))
         assert not served.thread.is_alive()
         (credential,) = served.broker.credentials
         assert isinstance(credential, Variable)

@@ -8,7 +8,7 @@ import random
 import socket
 import ssl
 import subprocess
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from ipaddress import ip_address
@@ -20,6 +20,7 @@ import trustme
 import uvloop
 from kit.expect import require
 from kit.patience import patient
+from kit.proxies import free_port
 from kit.relaying import LIMITS, Peer, Run, listen, run
 from kit.tls_peer import TlsPeer
 
@@ -1036,8 +1037,7 @@ def test_an_openssl_server_is_believed(run: Run, tmp_path: Path) -> None:
     issued.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
 
     async def script() -> None:
-        with closing(listen()) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         server = await asyncio.create_subprocess_exec(
             *(require("openssl"), "s_server", "-accept", f"127.0.0.1:{port}", "-cert", str(tmp_path / "server.pem")),
             *("-key", str(tmp_path / "server.pem"), "-alpn", "h2,http/1.1", "-www", "-naccept", "1"),
