@@ -37,11 +37,18 @@ class Cgroup:
 
     @classmethod
     def create(cls, path: Path) -> Cgroup:
-        """Make `path` and its parents."""
+        """Make `path` and its parents.
+
+        Raises:
+            NotSupported: nothing could end what will run in it.
+        """
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise KernelError(f"create the cgroup {path}", error.errno or 0) from error
+        if not (path / "cgroup.kill").exists():
+            path.rmdir()
+            raise NotSupported("end a cgroup as a whole", errno.ENOSYS, hint="Linux 5.19 or newer is needed")
         return cls(path)
 
     def join(self) -> None:

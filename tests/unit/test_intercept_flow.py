@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import ssl
@@ -16,6 +17,7 @@ from nono_ebpf.credentials.injection import Injection, Placement
 from nono_ebpf.policy.endpoints import parse_endpoint_rule
 from nono_ebpf.policy.rules import Rule
 from nono_ebpf.policy.services import Service
+from nono_ebpf.relay.secure import SecureUpstream
 
 SECRET = b"sk-live-0123456789abcdef"
 __all__ = ["run"]
@@ -132,6 +134,36 @@ def test_what_is_judged_is_what_is_sent(run: Run) -> None:
             assert it.seen[0].startswith(b"GET /v1/models?q=%2e HTTP/1.1\r\n")
             (record,) = await it.ended()
             assert record.path == "/v1/models"  # queries hold secrets
+
+    run(script())
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["with its head", "behind it"])
+def test_a_small_body_goes_out_with_its_head(run: Run, monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
+    """In one piece, when all of it has come by then. What has not come is not waited for."""
+    pieces: list[bytes] = []
+    send = SecureUpstream.send
+
+    async def note(self: SecureUpstream, data: bytes, deadline_s: float) -> None:
+        pieces.append(data.partition(b"\r\n\r\n")[2] if data.startswith(b"POST") else data)
+        await send(self, data, deadline_s)
+
+    monkeypatch.setattr(SecureUpstream, "send", note)
+
+    async def script() -> None:
+        async with api() as it:
+            reader, writer = await it.secure(await it.connect("api.test"), "api.test")
+            head = f"POST /v1 HTTP/1.1\r\nHost: api.test:{it.port}\r\nContent-Length: 4\r\n\r\n".encode()
+            writer.write(head if late else head + b"body")
+            while not pieces:
+                await asyncio.sleep(0.01)
+            if late:
+                writer.write(b"body")
+            await reader.readuntil(b"ok")
+            writer.close()
+            (seen,) = it.seen
+            assert seen.endswith(b"\r\n\r\nbody")
+        assert pieces == ([b"", b"body"] if late else [b"body"])
 
     run(script())
 
