@@ -7,6 +7,7 @@ is read in a forked process, so that nobody waits for somebody else's password m
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import select
@@ -14,7 +15,6 @@ import selectors
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -117,15 +117,17 @@ class _Held:
             self.reading.value.wipe()
             self.reading = None
 
-    def answer(self, request: messages.Request) -> tuple[messages.Answer, Secret | None]:
-        """To a question asked while there is one."""
+    def answer(self, request: messages.Request, until_s: float) -> tuple[messages.Answer, Secret | None]:
+        """To a question asked while there is one, which will be the answer until then."""
         if self.reading is None or request.version == self._version:
-            return messages.Answer(request.id, messages.UNCHANGED), None
-        return messages.Answer(request.id, messages.VALUE, self._version), self.reading.value
+            return messages.Answer(request.id, messages.UNCHANGED, until_s=until_s), None
+        return messages.Answer(request.id, messages.VALUE, self._version, until_s=until_s), self.reading.value
 
 
 class Kept:
     """A credential whose source answers at once: a variable, which was read at the start, or a file."""
+
+    until_s = 0.0  # a file may change at any moment
 
     def __init__(self, name: str, reference: Reference, around: Surroundings) -> None:
         self.name, self.reference, self._around = name, reference, around
@@ -151,7 +153,7 @@ class Kept:
         except CredentialUnavailable as error:
             reply(_no(request, error), None)
         else:
-            reply(*self._held.answer(request))
+            reply(*self._held.answer(request, self.until_s))
 
     def wipe(self) -> None:
         """Hold nothing."""
@@ -160,6 +162,8 @@ class Kept:
 
 class Variable(Kept):
     """One that never changes."""
+
+    until_s = math.inf
 
     def __init__(self, name: str, reference: FromEnvironment, around: Surroundings, content: memoryview | None) -> None:
         super().__init__(name, reference, around)
@@ -203,10 +207,10 @@ class Lazy:
     def _next(self) -> None:
         """Those who wait are answered, or asked for."""
         self._asked, self._waiting = self._waiting, []
-        if _now_s() < self._until_s:
+        if messages.now_s() < self._until_s:
             self._tell()
             return
-        started_s = _now_s()
+        started_s = messages.now_s()
         deadline_s = sources.deadline_s(self.reference, self._around)
         try:
             attempt = Attempt(self.reference, deadline_s, lambda: sources.read(self.reference, self._around).value)
@@ -236,7 +240,7 @@ class Lazy:
         """For a while that is the answer."""
         self._held.drop()
         self._failure = error
-        self._until_s = _now_s() + _RETRY_S
+        self._until_s = messages.now_s() + _RETRY_S
 
     def _tell(self) -> None:
         asked, self._asked = self._asked, []
@@ -244,7 +248,7 @@ class Lazy:
             if self._failure is not None:
                 reply(_no(request, self._failure), None)
             else:
-                reply(*self._held.answer(request))
+                reply(*self._held.answer(request, self._until_s))
 
 
 class Broker:
@@ -343,11 +347,6 @@ def _state(credential: Kept | Lazy) -> CredentialState:
 
 def _no(request: messages.Request, error: CredentialUnavailable) -> messages.Answer:
     return messages.Answer(request.id, error.state, problem=error.problem)
-
-
-def _now_s() -> float:
-    """Also while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ where they are kept, and be received where they can be overwritten.
 from __future__ import annotations
 
 import struct
+import time
 from typing import Annotated, Final
 
 import msgspec
@@ -36,13 +37,22 @@ class Request(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """`state`: VALUE (it follows, and has `version`), UNCHANGED, or why there is none: of `name`, with a `problem`."""
+    """`state`: VALUE (it follows, and has `version`), UNCHANGED, or why there is none: of `name`, with a `problem`.
+
+    `until_s`, on the clock of `now_s`: before, the answer to the same question is UNCHANGED.
+    """
 
     id: _Number
     state: str
     version: _Number = 0
     name: Annotated[str, msgspec.Meta(max_length=1024)] = ""
     problem: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+    until_s: float = 0.0
+
+
+def now_s() -> float:
+    """The time for both sides. It goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def greeting(data: bytes) -> Greeting | None:

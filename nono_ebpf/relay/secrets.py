@@ -1,7 +1,9 @@
 """The proxy's side of the broker: the real credentials, asked for anew for every request that needs one.
 
 Whether a credential has changed is a question that costs a packet each way; its value crosses only when it has. A
-request is never answered with what was read before it began.
+request is never answered with what was read before it began, but for what the broker itself would answer it with: a
+variable, which never changes, and what a password manager said lately. That is not asked for again. It gives nothing
+away: what was told last is held here in any case, and whoever is in this process could ask at any time.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class _Credential:
         self.name, self.index = name, index
         self.version = 0
         self.secret: Secret | None = None
+        self.until_s = 0.0  # it is the answer to every question before
         self.is_asked_for = False
         self.asked: set[asyncio.Future[Outcome]] = set()
         self.next: set[asyncio.Future[Outcome]] = set()
@@ -39,12 +42,13 @@ class _Credential:
         if answer.state == messages.VALUE:
             self.version, self.secret = answer.version, Secret(value)
         if answer.state in {messages.VALUE, messages.UNCHANGED} and self.secret is not None:
+            self.until_s = answer.until_s
             return self.secret
         return self.lose(answer.state, answer.problem)
 
     def lose(self, state: str, problem: str) -> CredentialUnavailable:
         """Nothing is held any more."""
-        self.version, self.secret = 0, None
+        self.version, self.secret, self.until_s = 0, None, 0.0
         return CredentialUnavailable(self.name, state, problem)
 
 
@@ -74,7 +78,10 @@ class BrokeredCredentials:
         Raises:
             CredentialUnavailable: it cannot be had.
         """
-        outcome = await self._answer(self._credentials[name])
+        credential = self._credentials[name]
+        if credential.secret is not None and messages.now_s() < credential.until_s:
+            return credential.secret
+        outcome = await self._answer(credential)
         if isinstance(outcome, CredentialUnavailable):
             raise CredentialUnavailable(name, outcome.state, outcome.problem)
         return outcome

@@ -139,7 +139,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
-        monkeypatch.setattr(broker_module, "_now_s", lambda: self.now_s)
+        monkeypatch.setattr(messages, "now_s", lambda: self.now_s)
 
 
 @pytest.fixture
@@ -246,8 +246,51 @@ async def test_each_get_is_what_is_there_now(tmp_path: Path) -> None:
             assert (await credentials.get("b")).reveal() == b"s"
 
 
+@pytest.fixture
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of which credentials, by number, the broker was asked."""
+    asked: list[int] = []
+    real = messages.request
+
+    def request(data: bytes) -> messages.Request | None:
+        found = real(data)
+        asked.extend([] if found is None else [found.index])
+        return found
+
+    monkeypatch.setattr(messages, "request", request)
+    return asked
+
+
 @running
-async def test_nothing_is_kept_of_a_broker_that_ended() -> None:
+async def test_a_variable_is_asked_for_once_and_a_file_every_time(tmp_path: Path, questions: list[int]) -> None:
+    """What never changes needs no look; one that is not there is no answer to keep."""
+    path = keep(tmp_path / "token", "one")
+    with serving({"a": "env://SET", "b": f"file://{path}", "c": "env://UNSET"}, {"SET": "s"}) as served:
+        async with brokered(served) as credentials:
+            first = await credentials.get("a")
+            for _ in range(3):
+                assert await credentials.get("a") is first
+                assert (await credentials.get("b")).reveal() == b"one"
+                assert await state_of(credentials, "c") == "missing"
+    assert sorted(questions) == [0, 1, 1, 1, 2, 2, 2]
+
+
+@running
+async def test_a_lazy_one_is_asked_for_when_the_broker_would_look(
+    source: Path, clock: Clock, questions: list[int]
+) -> None:
+    """Not a moment later: as long as it is believed, and then again."""
+    with serving({"a": "lazy"}) as served:
+        async with brokered(served) as credentials:
+            for _ in range(2):
+                for _ in range(3):
+                    assert (await credentials.get("a")).reveal() == b"first"
+                clock.now_s += sources.lifetime_s(LAZY)
+            assert len(questions) == times_read(source) == 2
+
+
+@running
+async def test_nothing_is_kept_of_a_broker_that_ended(questions: list[int]) -> None:
     """Not even what would never have changed."""
     with serving({"a": "env://SET"}, {"SET": "s"}) as served:
         async with brokered(served) as credentials:
