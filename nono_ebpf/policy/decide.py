@@ -10,7 +10,7 @@ refusal is answered.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv6Address
 from itertools import chain
@@ -40,7 +40,7 @@ class Ask:
 
     `port` None: a name is about to be looked up, for whatever port. `addresses` None: not resolved yet; the same for
     those of the upstream proxy. `request` None: this is about a connection. `service`: the client named it, rather than
-    the host. `allowed`: what `answered` knows of it already; a copy with other changes is judged anew.
+    the host.
     """
 
     host: str
@@ -51,14 +51,12 @@ class Ask:
     request: Request | None = None
     proxy_addresses: tuple[ResolvedAddress, ...] | None = None
     service: str | None = None
-    allowed: _Allowed | None = field(default=None, init=False, compare=False, repr=False)
 
     def answered(self, question: Resolve, addresses: tuple[ResolvedAddress, ...]) -> Ask:
-        """The same, with the answer to what `decide` wanted to know of it."""
-        answered = replace(self, proxy_addresses=addresses) if question.of_proxy else replace(self, addresses=addresses)
-        if question.about is self:
-            object.__setattr__(answered, "allowed", question.allowed)
-        return answered
+        """The same, with the answer to what `decide` wanted to know."""
+        if question.of_proxy:
+            return replace(self, proxy_addresses=addresses)
+        return replace(self, addresses=addresses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,39 +112,20 @@ class Resolve:
 
     host: str
     of_proxy: bool = False
-    about: Ask | None = field(default=None, compare=False, repr=False)
-    allowed: _Allowed | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _Allowed:
-    """What `policy` says of a question before there are addresses: a rule allows the host, and the request."""
-
-    policy: Policy
-    rule: Rule
-    judged: _Judged | None
 
 
 def decide(policy: Policy, ask: Ask) -> Permit | Denial | Resolve:
     """Judge `ask`. Every host it names is judged before any address is."""
-    known = ask.allowed
-    allowed = known if known is not None and known.policy is policy else _judge_claims(policy, ask)
-    if isinstance(allowed, Denial):
-        return allowed
-    verdict = _judge_road(policy, ask, allowed.rule)
-    if isinstance(verdict, Resolve):
-        return Resolve(verdict.host, verdict.of_proxy, ask, allowed)
-    if isinstance(verdict, Permit) and (judged := allowed.judged) is not None:
-        return replace(verdict, rule=judged.rule or allowed.rule, target=judged.target, service=judged.service)
-    return verdict
-
-
-def _judge_claims(policy: Policy, ask: Ask) -> _Allowed | Denial:
     rule = _judge_names(policy, ask)
     if isinstance(rule, Denial):
         return rule
     judged = _judge_request(policy, ask)
-    return judged if isinstance(judged, Denial) else _Allowed(policy, rule, judged)
+    if isinstance(judged, Denial):
+        return judged
+    verdict = _judge_road(policy, ask, rule)
+    if isinstance(verdict, Permit) and judged is not None:
+        return replace(verdict, rule=judged.rule or rule, target=judged.target, service=judged.service)
+    return verdict
 
 
 def _judge_names(policy: Policy, ask: Ask) -> Rule | Denial:

@@ -10,8 +10,7 @@ import pytest
 
 from nono_ebpf.config.transfer import dump_policy, restore_policy
 from nono_ebpf.model import Identity, ResolvedAddress
-from nono_ebpf.policy import decide as decide_module
-from nono_ebpf.policy.decide import Ask, Denial, DenialCategory, Permit, Resolve, decide
+from nono_ebpf.policy.decide import Ask, Denial, DenialCategory, Permit, decide
 from nono_ebpf.policy.endpoints import Request, parse_endpoint_rule
 from nono_ebpf.policy.rules import HostRules, Policy, Rule, parse_allow_rule, parse_deny_rule
 from nono_ebpf.policy.services import EndpointPolicy, PolicyRule, Service
@@ -220,46 +219,6 @@ def test_an_intercepted_host_opens_no_tunnel() -> None:
         seen = policy([], allow=allow)
         assert denied(decide(seen, ask(None))) is DenialCategory.CONNECT_BYPASSES_L7
         assert isinstance(decide(seen, ask()), Permit)
-
-
-def test_what_was_allowed_is_not_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the addresses of a host the verdict is the one that would have been at once, and costs what they cost."""
-    judged = 0
-    real = decide_module._judge_claims
-
-    def count(*asked: object) -> object:
-        nonlocal judged
-        judged += 1
-        return real(*asked)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(decide_module, "_judge_claims", count)
-    judge = policy([service("openai")])
-    asked = replace(ask(), addresses=None)
-    question = decide(judge, asked)
-    assert isinstance(question, Resolve)
-    found = decide(judge, asked.answered(question, ADDRESS))
-    assert judged == 1
-    assert found == decide(judge, ask())
-
-
-def test_what_was_allowed_is_allowed_for_that_question_alone() -> None:
-    """A copy that asks for something else is judged anew; so is what another question's answer is given to, and by
-    other rules everything.
-    """
-    judge = policy([service("openai", endpoints=rules("GET /v1/**"))])
-    asked = replace(ask(), addresses=None)
-    question = decide(judge, asked)
-    assert isinstance(question, Resolve)
-    answered = asked.answered(question, ADDRESS)
-    assert isinstance(decide(judge, answered), Permit)
-    other = Request("DELETE", "/v1/models", tls=True)
-    for changed in (
-        replace(answered, request=other),
-        replace(answered, host="other.test"),
-        replace(asked, request=other).answered(question, ADDRESS),
-    ):
-        assert isinstance(decide(judge, changed), Denial)
-    assert isinstance(decide(policy([service("openai", endpoints=rules("POST /**"))]), answered), Denial)
 
 
 def test_services_survive_the_way_to_another_process() -> None:
