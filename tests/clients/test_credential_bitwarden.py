@@ -20,6 +20,7 @@ from kit.account import AS_NOBODY, PROGRAM, directory_of_nobody, finish
 from kit.api_server import Service, Wanted, absent
 from kit.asking import get
 from kit.bitwarden import MASTER_PASSWORD, BitwardenServer, Item, Program
+from kit.checkout import opened
 from kit.credentials import new_secret, spelled
 from kit.machine import read_records
 from kit.namespaces import inside
@@ -62,7 +63,7 @@ class Vault:
 
     def state(self, reference: str, **environment: str) -> dict[str, Any]:
         """What `credential test` says."""
-        command = self.program.command([*AS_NOBODY, *PROGRAM, "credential", "test", "--json", reference])
+        command = self.program.command(opened([*AS_NOBODY, *PROGRAM, "credential", "test", "--json", reference]))
         done = finish(command, env=self.program.environment(**environment))
         assert PASSWORD not in done.stdout + done.stderr
         assert done.stderr == ""

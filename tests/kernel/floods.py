@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -151,11 +152,22 @@ def question(name: str) -> bytes:
 def datagrams(_: str) -> None:
     """Questions for names that were never asked for, for one that is known, and what is no question."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    stood = False
     for turn in itertools.count():
         for wire in (question(f"{random.randbytes(8).hex()}.{WILD}"), question(VICTIM), random.randbytes(40)):
             sock.sendto(wire, RESOLVER)
-        if turn == MANY_QUESTIONS:
+        if not stood and turn >= MANY_QUESTIONS and was_rationed(sock):
+            stood = True
             stands()
+
+
+def was_rationed(sock: socket.socket) -> bool:
+    """Whether an answer says that there were too many names (SERVFAIL, RFC 1035 §4.1.1)."""
+    with suppress(BlockingIOError):
+        while answer := sock.recv(512, socket.MSG_DONTWAIT):
+            if answer[3] & 15 == 2:
+                return True
+    return False
 
 
 def dns_connections(_: str) -> None:
