@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -194,3 +195,17 @@ def test_a_keyring_that_is_none_is_refused_by_name(name: str, place: Path) -> No
             assert (done.returncode, configured in done.stdout) == (1, True)
             assert configured.startswith("keyring.backends.") or "which is not trusted" in done.stdout
         assert not (place / "executed").exists()
+
+
+@pytest.mark.parametrize("kind", ["endless", "pipe"])
+def test_settings_that_are_no_file_are_none(kind: str, place: Path) -> None:
+    """The sandboxed command may have put them there: nobody waits for them, nor fills the memory with them."""
+    with session(place, "unlocked") as environment:
+        credential(environment, "set", "github_token", given="value")
+        settings = place / ".config/python_keyring/keyringrc.cfg"
+        settings.parent.mkdir(parents=True)
+        if kind == "pipe":
+            os.mkfifo(settings, 0o666)
+        else:
+            settings.symlink_to("/dev/zero")
+        assert state_of(environment, "github_token") == "readable"
