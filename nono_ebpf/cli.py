@@ -141,14 +141,14 @@ def _days(text: str) -> int:
     return int(text)
 
 
-def _add_list(group: argparse._ArgumentGroup, name: str, *others: str, **said: Any) -> None:  # noqa: ANN401
+def _add_list(group: argparse._ArgumentGroup, name: str, *others: str, **said: Any) -> None:  # noqa: ANN401  # as above
     """An option that may be repeated; `others` are nono's other names of it, which no help needs to repeat."""
     arguments = {"dest": name.removeprefix("--").replace("-", "_"), "action": "append", "default": []} | said
     group.add_argument(name, **arguments)
     _add_names(group, others, arguments)
 
 
-def _add_value(group: argparse._ArgumentGroup, name: str, *others: str, **said: Any) -> None:  # noqa: ANN401
+def _add_value(group: argparse._ArgumentGroup, name: str, *others: str, **said: Any) -> None:  # noqa: ANN401  # as above
     """An option with one value, and nono's other names of it."""
     arguments = {"dest": name.removeprefix("--").replace("-", "_")} | said
     group.add_argument(name, **arguments)

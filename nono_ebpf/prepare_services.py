@@ -9,6 +9,7 @@ import os
 import pwd
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -136,8 +137,11 @@ def _files(settings: Settings, environment: Mapping[str, str]) -> Iterator[Path]
 def _own_place(user: User) -> Iterator[Path]:
     """Where we tell people to keep secrets: those of other sandboxes are none of this one's business."""
     kept = Path(user.home, SECRETS)
-    # By a link the command could have the next one of the account started without whatever it leads to.
-    if kept.is_dir() and not any(each.is_symlink() for each in (kept, *kept.parents)):
+    with user.rights() if sudo.invoking_uid() else nullcontext():
+        # By a link the command could have the next one of the account started without whatever it leads to.
+        linked = any(map(os.path.islink, (kept, *kept.parents[:2])))
+        there = os.path.isdir(kept) and not linked  # noqa: PTH112  # False where the account cannot come to, either
+    if there:
         yield kept / "any"
 
 

@@ -153,7 +153,7 @@ class _Walk:
         self._counted[limit] += limit.weight(value)
         return self._counted[limit] > limit.most
 
-    def _of_kind(self, value: Any, kind: inspect.Type, place: _Place) -> object:  # noqa: ANN401
+    def _of_kind(self, value: Any, kind: inspect.Type, place: _Place) -> object:  # noqa: ANN401  # JSON
         match kind:
             case inspect.StructType():
                 return self._struct(value, kind, place)

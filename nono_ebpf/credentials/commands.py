@@ -146,7 +146,7 @@ class _Collector:
     def collect(self, given: memoryview | None) -> Output:
         """Raises CredentialUnavailable."""
         assert self._process.stdout is not None  # noqa: S101  # for the type checker: both are pipes
-        assert self._process.stderr is not None  # noqa: S101
+        assert self._process.stderr is not None  # noqa: S101  # as above
         out, err = self._process.stdout.fileno(), self._process.stderr.fileno()
         for fd in (out, err):
             os.set_blocking(fd, False)

@@ -62,7 +62,7 @@ def timeout_s(environment: Mapping[str, str]) -> float | None:
 
 def preload() -> None:
     """Import all that is needed here: our own files may be out of reach later."""
-    import secretstorage  # noqa: F401
+    import secretstorage  # noqa: F401  # for later
     from cryptography.hazmat.backends import default_backend
 
     default_backend()  # imports more, and decrypts what the keyring sends

@@ -28,7 +28,7 @@ class Secret:
     """
 
     __slots__ = ("_length", "_memory", "locked")
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # as the language reference has it
 
     def __init__(self, value: bytes | bytearray | memoryview) -> None:
         self._length = len(value)

@@ -168,10 +168,19 @@ def test_the_secret_is_nowhere_to_be_found(profile: Path) -> None:
     assert (kept / "key").read_text() == SECRET
 
 
-def test_what_a_service_manager_handed_over_is_hidden(profile: Path) -> None:
-    """Wherever that is; systemd's own place is out of reach already."""
-    done = run(profile, "sh", "-c", f"ls -A {profile.parent}/handed; echo done")
-    assert done.stdout == "done\n", done.stderr
+def test_what_a_service_manager_handed_over_is_hidden(place: Path) -> None:
+    """From an account that may read it, and wherever it is; systemd's own place is out of reach already."""
+    handed, own = place / "handed", place / "agent.json"
+    handed.mkdir()
+    (handed / "token").write_text(SECRET)
+    (handed / "token").chmod(0o400)
+    for each in (handed, handed / "token"):
+        os.chown(each, 65534, 65534)
+    known = {"a": {"upstream": "https://a.test", "credential_key": "credentials-directory://token", "env_var": "A_KEY"}}
+    own.write_text(json.dumps({"network": {"custom_credentials": known, "credentials": ["a"]}}))
+    command = ("run", "--profile", str(own), "--", "sh", "-c", f"ls -A {handed}; cat {handed}/token; echo $A_KEY")
+    done = through_sudo(place, *command, environment={"CREDENTIALS_DIRECTORY": str(handed)})
+    assert re.fullmatch(r"[0-9a-f]{64}\n", done.stdout), done
 
 
 def test_what_would_be_done_says_where_and_not_what(profile: Path) -> None:
