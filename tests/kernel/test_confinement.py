@@ -236,8 +236,8 @@ if pid == 0:
     bystander = subprocess.Popen(words[:size], stdout=subprocess.PIPE, preexec_fn=default)
     bystander.stdout.readline()
     done = subprocess.run(words[size:])
-    print("bystander", bystander.poll(), "command", done.returncode, flush=True)
-    bystander.kill()
+    bystander.send_signal(signal.SIGUSR2)  # of two deadly signals the one sent first decides what a process died of
+    print("bystander", signal.Signals(-bystander.wait()).name, "command", done.returncode, flush=True)
     os._exit(0)
 said = b""
 try:
@@ -252,7 +252,10 @@ _SIGNAL_THE_GROUP = "import os, signal; signal.signal(signal.SIGUSR1, signal.SIG
 
 
 def _group_is_signalled(before: Sequence[str]) -> str:
-    """What became of a bystander of the same account when a command run by `before` signalled its process group."""
+    """What a bystander of the same account died of when a command run by `before` signalled its process group.
+
+    SIGUSR1: of the command. SIGUSR2: of the one sent after the command had ended, so the command's never came.
+    """
     bystander = [*AS_NOBODY, "sh", "-c", "echo ready; exec sleep 600"]
     command = [*before, PYTHON, "-c", _SIGNAL_THE_GROUP]
     arguments = [str(len(bystander)), *bystander, *command]
@@ -264,8 +267,8 @@ def _group_is_signalled(before: Sequence[str]) -> str:
 def test_on_a_terminal_the_callers_job_cannot_be_signalled() -> None:
     """The process group is the caller's there, so that Ctrl-C works; a signal to it stays inside."""
     need(Feature.SCOPES)
-    assert _group_is_signalled(AS_NOBODY) == f"bystander -{10} command 0"
-    assert _group_is_signalled([*RUN, "--"]) == "bystander None command 0"
+    assert _group_is_signalled(AS_NOBODY) == "bystander SIGUSR1 command 0"
+    assert _group_is_signalled([*RUN, "--"]) == "bystander SIGUSR2 command 0"
 
 
 def test_the_proxy_cannot_read_the_terminal() -> None:
