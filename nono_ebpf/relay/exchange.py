@@ -10,6 +10,7 @@ from.
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -60,7 +61,8 @@ class Outcome(Enum):
 
 
 class Exchange:
-    """One request and its response. `status` is set once a final response has begun to reach the client.
+    """One request and its response. `status` is set once a final response has begun to reach the client, as is
+    `kept_alive_s`, for how long the server then keeps the connection open.
 
     `piece_bytes`: how much of a body may be taken into memory now. `outgoing`: what is sent on in place of the
     request's fields and target; what must not come back is covered in the response. `judged`: not every request is
@@ -91,6 +93,7 @@ class Exchange:
         self._interim_responses = 0
         self._received_before = upstream.received_bytes
         self.status: int | None = None
+        self.kept_alive_s = math.inf
 
     @property
     def repeatable(self) -> bool:
@@ -183,7 +186,7 @@ class Exchange:
         close = until_close or http1.wants_close(self._head) or not self._body.done
         scrubber = self._scrubber(head, body)
         first = http1.response_bytes(head, close=close, chunked=chunked)
-        self.status = head.status
+        self.status, self.kept_alive_s = head.status, http1.kept_alive_s(head)
         await self._relay_body(body, self.upstream, self.client, first=first, chunked=chunked, scrubber=scrubber)
         if close:
             return Outcome.CLOSE_BOTH

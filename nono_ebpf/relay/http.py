@@ -375,10 +375,10 @@ class Conversation:
             raise ClientProtocolError("requests over TLS are not carried here", status=501)
         return self._context.interception
 
-    def _give_back(self) -> None:
+    def _give_back(self, kept_alive_s: float) -> None:
         """Let the next request have the connection, whichever client's it is."""
         if isinstance(self._upstream, SecureUpstream):
-            self._inside().upstreams.give_back(self._upstream)
+            self._inside().upstreams.give_back(self._upstream, kept_alive_s)
             self._upstream = None
 
     async def _finish(self, exchange: Exchange, record: Record) -> bool:
@@ -397,7 +397,7 @@ class Conversation:
         if outcome is Outcome.CLOSE_UPSTREAM or outcome is Outcome.CLOSE_BOTH:
             self.close()
         else:
-            self._give_back()
+            self._give_back(exchange.kept_alive_s)
         if exchange.cut_off:
             await self._client.linger(self._limits.linger_s, self._limits.linger_in_all_s)
         return outcome is Outcome.KEEP or outcome is Outcome.CLOSE_UPSTREAM

@@ -39,6 +39,7 @@ class Limits:
     idle_upstreams: int = 256
     idle_upstreams_per_host: int = 32
     idle_upstream_s: float = 50.0  # below the 60 s of AWS's load balancers
+    closing_margin_s: float = 1.0  # before a server says that it will close: what is on its way then arrives too late
     tls_sessions: int = 256  # of hosts, to begin the next connection with
 
     # Moving bytes.

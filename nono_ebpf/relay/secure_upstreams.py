@@ -7,6 +7,7 @@ of the endpoints that are permitted now. Must not know requests.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 from functools import partial
@@ -44,7 +45,7 @@ class SecureUpstreams:
 
     def __init__(self, limits: Limits, access: ProxyAccess, contexts: Callable[[str | None], ssl.SSLContext]) -> None:
         self._limits, self._access, self._contexts = limits, access, contexts
-        # The longest idle first, here and for each key.
+        # Until when each is good, by the loop's clock. The longest idle first, here and for each key.
         self._idle: dict[SecureUpstream, float] = {}
         self._by_key: defaultdict[_Key, list[SecureUpstream]] = defaultdict(list)
         self._sessions: OrderedDict[_Key, ssl.SSLSession] = OrderedDict()
@@ -55,8 +56,9 @@ class SecureUpstreams:
         """A quiet connection to where `permit` leads, which is the caller's from now on; the last that was used."""
         kept = self._by_key.get(_Key.of(permit), ())
         for upstream in [each for each in reversed(kept) if each.endpoint in permit.endpoints]:
+            is_good = self._idle[upstream] > asyncio.get_running_loop().time()
             self._forget(upstream)
-            if upstream.is_quiet():
+            if is_good and upstream.is_quiet():
                 return upstream
             upstream.close()
         return None
@@ -75,10 +77,15 @@ class SecureUpstreams:
         secured.key, secured.remember = key, partial(self._remember, key)
         return secured
 
-    def give_back(self, upstream: SecureUpstream) -> None:
-        """Keep for others what `connect` made, between a response and the next request; or close it."""
+    def give_back(self, upstream: SecureUpstream, kept_alive_s: float = math.inf) -> None:
+        """Keep for others what `connect` made, between a response and the next request; or close it.
+
+        `kept_alive_s`: how long the server keeps it. A request that meets its closing is lost unless it is repeatable.
+        """
         key = upstream.key
-        if self._closed or not isinstance(key, _Key) or upstream.sock.fileno() < 0 or not upstream.is_quiet():
+        idle_s = min(self._limits.idle_upstream_s, kept_alive_s - self._limits.closing_margin_s)
+        is_good = idle_s > 0 and upstream.sock.fileno() >= 0 and upstream.is_quiet()
+        if self._closed or not isinstance(key, _Key) or not is_good:
             upstream.close()
             return
         # A copy of one costs more than the rest of this; the latest is kept when the connection ends.
@@ -88,7 +95,7 @@ class SecureUpstreams:
             self._close(self._by_key[key][0])
         elif len(self._idle) >= self._limits.idle_upstreams:
             self._close(next(iter(self._idle)))
-        self._idle[upstream] = asyncio.get_running_loop().time()
+        self._idle[upstream] = asyncio.get_running_loop().time() + idle_s
         self._by_key[key].append(upstream)
         if self._timer is None:
             self._look_again_in(self._limits.idle_upstream_s)
@@ -124,9 +131,7 @@ class SecureUpstreams:
     def _close_old(self) -> None:
         self._timer = None
         now = asyncio.get_running_loop().time()
-        for upstream, since in list(self._idle.items()):
-            left_s = since + self._limits.idle_upstream_s - now
-            if left_s > 0:
-                self._look_again_in(left_s)
-                return
+        for upstream in [each for each, until in self._idle.items() if until <= now]:
             self._close(upstream)
+        if self._idle:
+            self._look_again_in(min(self._idle.values()) - now)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ _FIELD_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\x7e]+) HTTP/1\.([01])")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,18}")
+_KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout=[0-9]{1,9}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 NONO_TOKEN: Final = b"x-nono-token"
 # RFC 9110 §7.6.1. "Proxy-Authorization" is for us, if for anybody, and so is our own; HTTP2-Settings belongs to the
@@ -226,6 +228,12 @@ def list_tokens(fields: Fields, name: bytes) -> set[bytes]:
 def wants_close(head: RequestHead | ResponseHead) -> bool:
     """The sender will not use the connection again (RFC 9112 §9.3). HTTP/1.0 keep-alive is not offered."""
     return head.version == "1.0" or b"close" in list_tokens(head.fields, b"connection")
+
+
+def kept_alive_s(head: ResponseHead) -> float:
+    """How long the sender keeps an idle connection open, seconds, as it says in Keep-Alive (RFC 2068 §19.7.1.1)."""
+    said = [int(each[8:]) for each in list_tokens(head.fields, b"keep-alive") if _KEEP_ALIVE_TIMEOUT.fullmatch(each)]
+    return min(said, default=math.inf)
 
 
 def end_to_end(fields: Fields) -> Iterable[tuple[bytes, bytes]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from nono_ebpf.authority import Authority
@@ -344,6 +346,21 @@ class TestTargets:
         with pytest.raises(ClientProtocolError) as caught:
             http1.connect_authority(request(*filter(None, [field]), line=f"CONNECT {target} HTTP/1.1"))
         assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("fields", "seconds"),
+    [
+        ([], math.inf),
+        (["Keep-Alive: timeout=5, max=100"], 5),
+        (["Keep-Alive: max=100,\tTimeout=5", "Keep-Alive: timeout=3"], 3),
+        (["Keep-Alive: timeout=0"], 0),
+        (["Keep-Alive: 5", "Keep-Alive: timeout=-1, timeout=, timeout=5s, xtimeout=5"], math.inf),
+    ],
+)
+def test_how_long_a_server_keeps_a_connection(fields: list[str], seconds: float) -> None:
+    """What it says in seconds; anything else is as if it said nothing."""
+    assert http1.kept_alive_s(response(*fields)) == seconds
 
 
 class TestWebSocket:

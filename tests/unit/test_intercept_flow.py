@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from kit.hellos import alpn, client_hello
-from kit.intercepting import Intercepting
+from kit.intercepting import OK, Intercepting
 from kit.relaying import AUTHORIZED, TOKEN, Run, run, to_proxy
 
 from nono_ebpf.credentials.injection import Injection, Placement
@@ -176,6 +176,19 @@ def test_connections_to_the_upstream_are_used_again(run: Run) -> None:
             for _ in range(2):
                 await it.ask("api.test", get(it), get(it))
             assert (len(it.seen), it.connections) == (4, 1)
+
+    run(script())
+
+
+@pytest.mark.parametrize(("timeout", "connections"), [("timeout=1, max=99", 2), ("timeout=600", 1)])
+def test_a_server_says_how_long_it_waits(run: Run, timeout: str, connections: int) -> None:
+    """A request on its way to a connection that is being closed would be lost."""
+
+    async def script() -> None:
+        async with api() as it:
+            it.respond = lambda _head: OK.replace(b"\r\n\r\n", f"\r\nKeep-Alive: {timeout}\r\n\r\n".encode())
+            await it.ask("api.test", get(it), get(it))
+            assert it.connections == connections
 
     run(script())
 

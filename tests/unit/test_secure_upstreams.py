@@ -270,6 +270,23 @@ def test_idle_connections_are_closed_in_time(run: Run) -> None:
     run(script())
 
 
+def test_a_connection_that_its_server_is_about_to_close_is_not_used(run: Run) -> None:
+    """A request that may not be repeated would be lost; the others still find theirs."""
+
+    async def script() -> None:
+        async with site(closing_margin_s=5) as it:
+            kept = [await it.connect() for _ in range(3)]
+            for (each, _), seconds in zip(kept, (3600, 5.2, 5), strict=True):
+                it.pool.give_back(each, seconds)
+            assert await kept[2][1].receive_all() == b""  # at once
+            await asyncio.sleep(0.3)
+            assert it.pool.idle(it.permit()) is kept[0][0]
+            assert await kept[1][1].receive_all() == b""
+            kept[0][0].close()
+
+    run(script())
+
+
 def test_close_closes_everything(run: Run) -> None:
     """In order, and also what is given back afterwards."""
 
