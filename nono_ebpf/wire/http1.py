@@ -60,10 +60,14 @@ _OWNED: Final = frozenset((b"host", b"content-length"))
 _ONE_SPELLING: Final = bytes(
     each if chr(each).isalnum() and each < 128 else ord("-") for each in bytes(range(256)).lower()
 )
-# Of IIS, Symfony and Zend; of Rails, Django REST framework and Google's APIs.
+# Another path to IIS, Symfony and Zend, to gunicorn and CGI; another method to Rails, Django REST framework and
+# Google's APIs; a second path to WebDAV (RFC 4918 §10.3), to OpenStack's and the clouds' object stores.
 _OVERRIDES: Final = frozenset(
-    (b"x-original-url", b"x-rewrite-url", b"x-http-method-override", b"x-http-method", b"x-method-override")
-)
+    (b"x-original-url", b"x-rewrite-url", b"script-name", b"path-info",
+     b"x-http-method-override", b"x-http-method", b"x-method-override",
+     b"destination", b"x-copy-from", b"x-amz-copy-source", b"x-goog-copy-source", b"x-oss-copy-source",
+     b"x-cos-copy-source", b"x-obs-copy-source", b"x-ms-copy-source", b"x-ms-rename-source")
+)  # fmt: skip
 # RFC 9110 §9.3.1, §9.3.2; for OPTIONS a specification may define one (§9.3.7), and none does.
 _WITHOUT_CONTENT: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 # RFC 6455 §1.3
@@ -289,7 +293,7 @@ def one_spelling(name: bytes) -> bytes:
 
 
 def check_means_one_request(head: RequestHead) -> None:
-    """Refuse what some servers take for another method or path than those of the request line, or for two requests."""
+    """Refuse what some servers take for other methods or paths than those of the request line, or for two requests."""
     for name, _ in head.fields:
         if one_spelling(name) in _OVERRIDES:
             raise ClientProtocolError(f"{name.decode('ascii')} could make another request of one that is judged")

@@ -343,6 +343,12 @@ OVERRIDING = (
     "X-HTTP-Method-Override: DELETE",
     "X-HTTP-Method: DELETE",
     "x-method-override: DELETE",
+    "SCRIPT_NAME: /v1",
+    "Path-Info: /admin",
+    "Destination: https://narrow.example.com/admin",
+    "x-amz-copy-source: /bucket/admin",
+    "X-Copy-From: admin/all",
+    "x-ms-rename-source: /files/admin",
 )
 
 
