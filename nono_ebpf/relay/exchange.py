@@ -66,8 +66,8 @@ class Exchange:
 
     `piece_bytes`: how much of a body may be taken into memory now. `outgoing`: what is sent on in place of the
     request's fields and target; what must not come back is covered in the response. `judged`: not every request is
-    permitted; one with a body is then the last on its connection, since a server that leaves a body unread takes it for
-    the next request.
+    permitted. In both cases one with a body is the last on its connection: a server that leaves a body unread takes it
+    for the next request, which then is one that nobody judged, or swallows the one with the credential that follows.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Exchange:
         self._head, self._addressed, self._limits, self._piece_bytes = head, addressed, limits, piece_bytes
         self._body = http1.request_body(head)
         self._had_body = not self._body.done
-        self._last = judged and self._had_body
+        self._last = self._had_body and (judged or outgoing is not None)
         self._uploaded = self._body.done  # to its last byte: the kernel, or TLS, has it
         self._websocket = outgoing is None and not addressed.tls and http1.asks_for_websocket(head)
         self._interim_responses = 0

@@ -59,6 +59,7 @@ ADDED: dict[str, dict[str, object]] = {
         "inject_header": "X-Api-Key",
         "endpoint_policy": {"default": {"decision": "allow"}, "deny": [{"method": "*", "path": "/admin{,/**}"}]},
     },
+    "unruled": {"upstream": f"https://{host('api')}:{CARELESS_PORT}"},
     "loop": {"upstream": f"http://localhost:{LOOPBACK_PORT}"},
     **{name: {"upstream": f"https://{name}.example.com"} for name in TURNED},
 }
@@ -95,6 +96,7 @@ class Crowd(Guarded):
         narrow, plain = host("narrow"), host("plain")
         self.careless.serve(narrow, self._also(narrow, CARELESS_PORT), self._context(narrow))
         self.careless.serve(plain, self._also(plain, CARELESS_PORT), None)
+        self.careless.serve(host("api"), self._also(host("api"), CARELESS_PORT), self._context(host("api")))
         for port in (SHARED_PORT, DENYING_PORT):
             self.server.serve(narrow, self._also(narrow, port), self._context(narrow))
         self.server.serve(host("api"), self._also(host("api"), PACED_PORT), self._context(host("api")))
@@ -197,6 +199,20 @@ def test_no_body_becomes_a_request(crowded: Sandboxed, crowd: Crowd, method: str
     crowded.in_the_clear("plain", CARELESS_PORT, "".join(_carrying("plain", method, HIDDEN[case])))
     asked = crowd.careless.asked
     assert {(each.method, each.target) for each in asked} <= {(method, "/v1/up"), ("GET", "/v1/next")}
+    assert [each for each in asked if each.values("x")] == []
+
+
+@pytest.mark.bypass("unread-bodies")
+@pytest.mark.parametrize("case", HIDDEN)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_no_body_swallows_a_request_with_a_credential(crowded: Sandboxed, crowd: Crowd, method: str, case: str) -> None:
+    """Where everything is permitted, a body could have the next request, with the credential in it, stored or shown."""
+    pieces = _carrying("api", method, HIDDEN[case])
+    for said in (pieces, ["".join(pieces)]):
+        answers = _by(crowded, "redirected", host("api"), CARELESS_PORT, said)
+        assert ["200" in each for each in answers] == [True] * len(answers)
+    asked = crowd.careless.asked
+    assert [(each.method, each.target) for each in asked] == [(method, "/v1/up"), ("GET", "/v1/next")] * 2
     assert [each for each in asked if each.values("x")] == []
 
 
