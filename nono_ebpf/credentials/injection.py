@@ -40,8 +40,12 @@ _CUSTOMARY_FIELDS: Final = frozenset(
 )  # fmt: skip
 # What is left of a value whose key was an empty variable.
 _NO_KEY: Final = frozenset((b"", b"basic", b"bearer", b"token"))
+# GitLab's and RFC 6750 §2.3: some servers prefer them to what a field says.
+_KEY_PARAMETERS: Final = frozenset((b"private_token", b"job_token", b"access_token"))
 # Too common as names to be refused; the audit log takes them for credentials.
-_CUSTOMARY_PARAMETERS: Final = frozenset((b"key", b"api_key", b"access_token"))
+_CUSTOMARY_PARAMETERS: Final = frozenset((b"key", b"api_key")) | _KEY_PARAMETERS
+# The parameter that is the same as a field, where that is how a service is asked.
+_SAME_AS_FIELD: Final = {b"x-goog-api-key": b"key"}
 # RFC 9110 §11.4: credentials = auth-scheme [ 1*SP … ]
 _WITH_SCHEME: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) +(.+)", re.DOTALL)
 _SEPARATOR: Final = re.compile("([&;])")  # the semicolon is one to older servers (HTML 4.01 §B.2.2)
@@ -157,9 +161,20 @@ def _has_escaped_query(path: str) -> bool:
 
 
 def revealing(injection: Injection, secret: Secret) -> tuple[bytes, ...]:
-    """What must not come back in a response: what a `wire.scrub.Scrubber` is to look for."""
+    """What must not come back in a response: what a `wire.scrub.Scrubber` is to look for.
+
+    That is the credential and, where it is sent in another form, that form, which may be encoded once more.
+    """
     value = secret.reveal()
-    return (value, value.partition(b":")[2]) if injection.outbound.mode == "basic_auth" else (value,)
+    match injection.outbound.mode:
+        case "basic_auth":
+            return (value, value.partition(b":")[2], base64.b64encode(value))
+        case "query_param":
+            return (value, quote(value, safe="").encode())
+        case "url_path":
+            return (value, quote(value, safe=_SEGMENT_SAFE).encode())
+        case "header":
+            return (value,)
 
 
 def redacted_target(injection: Injection, target: str) -> str:
@@ -332,21 +347,22 @@ def _with_stand_in(match: re.Match[str]) -> str:
 
 def _without_parameters(injection: Injection, query: str, found: _Findings) -> str:
     """The parameters in which no credential stands. The phantom is found under any name, in either role."""
-    names = _parameters(injection)
+    names = _KEY_PARAMETERS | _parameters(injection)
     kept: list[str] = []
-    seen = False
+    seen: set[bytes] = set()
     for separator, piece in _pieces(query):
         name, _, value = piece.partition("=")
-        named = bool(names) and _parameter(name) in names
+        folded = _parameter(name)
+        named = folded in names
         phantom = len(piece) >= _PHANTOM_BYTES and found.is_phantom(_decoded(value or name))
         if phantom:
             found.phantoms.append("phantom_query")
         elif not named:
             kept += [separator if kept else "", piece]
             continue
-        if named and (seen or (value and not phantom)):
+        if named and (folded in seen or (value and not phantom)):
             found.foreign = f"the query parameter {name[:100]}"
-        seen = seen or named
+        seen.add(folded)
     return "".join(kept)
 
 
@@ -358,7 +374,8 @@ def _pieces(query: str) -> Iterator[tuple[str, str]]:
 
 def _parameters(injection: Injection) -> set[bytes]:
     placements = (injection.client, injection.outbound)
-    return {_parameter(each.query_param or "") for each in placements if each.mode == "query_param"}
+    same = {_SAME_AS_FIELD[name] for name in _headers(injection) & _SAME_AS_FIELD.keys()}
+    return same | {_parameter(each.query_param or "") for each in placements if each.mode == "query_param"}
 
 
 def _parameter(name: str) -> bytes:

@@ -229,6 +229,28 @@ def test_another_value_for_the_parameter(query: str) -> None:
     assert read(QUERY, target=f"/v1?{query}").presented is Presented.FOREIGN
 
 
+GOOGLE = same(Placement(header="x-goog-api-key"))
+
+
+@pytest.mark.parametrize(
+    ("injection", "query"),
+    [
+        *((BEARER, f"a=1&{name}=x") for name in ("private_token", "PRIVATE_TOKEN", "job_token", "access_token")),
+        (GOOGLE, "key=x"),
+        (GOOGLE, f"key={PHANTOM}&%6bey=x"),
+    ],
+)
+def test_a_key_in_the_query_beside_one_in_a_field(injection: Injection, query: str) -> None:
+    """Servers that take both prefer the query's: the request would be another account's."""
+    assert read(injection, target=f"/v1?{query}").presented is Presented.FOREIGN
+
+
+def test_a_common_name_in_the_query_is_the_clients_own() -> None:
+    """Where it means no credential; and the phantom goes, wherever it stands."""
+    assert read(BEARER, target="/v1?key=x&api_key=y&access_token=").target == "/v1?key=x&api_key=y"
+    assert read(GOOGLE, target=f"/v1?key={PHANTOM}").target == "/v1"
+
+
 def test_names_that_a_language_has_no_variables_with() -> None:
     """Dots and blanks in names are underscores to some servers."""
     under = same(Placement("query_param", query_param="api_key"))
@@ -427,9 +449,14 @@ def test_what_the_audit_log_shows(injection: Injection, target: str, shown: str)
 
 
 def test_what_a_response_must_not_have() -> None:
-    """The credential, and of a login the password alone."""
+    """The credential, of a login the password alone, and what is sent in their place."""
     assert revealing(BEARER, Secret(b"abc")) == (b"abc",)
-    assert revealing(BASIC, Secret(b"user:pass:word")) == (b"user:pass:word", b"pass:word")
+    assert revealing(BASIC, Secret(b"user:pass:word")) == (
+        *(b"user:pass:word", b"pass:word"),
+        b"dXNlcjpwYXNzOndvcmQ=",
+    )
+    assert revealing(QUERY, Secret(b"a+b/c")) == (b"a+b/c", b"a%2Bb%2Fc")
+    assert revealing(BOT, Secret(b"1:a/c")) == (b"1:a/c", b"1:a%2Fc")
 
 
 def test_they_travel() -> None:
