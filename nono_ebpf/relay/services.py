@@ -7,8 +7,10 @@ Knows the order of the steps; where a credential stands in a request is `credent
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from itertools import chain
+from typing import TYPE_CHECKING, Final, Protocol
 
 from nono_ebpf.audit.record import without_query
 from nono_ebpf.credentials.injection import (
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from nono_ebpf.relay.refuse import Refusal
     from nono_ebpf.session_token import Token
     from nono_ebpf.wire import http1
+
+
+_REMEMBERED: Final = 3  # a credential and two that it has replaced
 
 
 class CredentialSource(Protocol):
@@ -71,7 +76,7 @@ class Services:
 
     def __init__(self, access: Mapping[str, Access], credentials: CredentialSource, token: Token) -> None:
         self._access, self._credentials, self._token = access, credentials, token
-        self._scrubbers: dict[str, tuple[Secret, Scrubber]] = {}
+        self._sent: defaultdict[str, _Sent] = defaultdict(_Sent)
 
     def phantom(self, service: Service, head: http1.RequestHead, target: str) -> Read:
         """What the client shows where the credential belongs; `target` is canonical."""
@@ -102,16 +107,30 @@ class Services:
             _deny(record, DenialCategory.MANAGED_CREDENTIAL_UNAVAILABLE.value, str(error))
             return refuse.credential_unavailable(error)
         record.credential, record.injection_mode = service.name, access.injection.outbound.mode
-        scrubber = self._scrubber(service.name, access.injection, secret)
-        return Outgoing(_readable(fields), sent_target, scrubber, read.target)
+        sent = self._sent[service.host.pattern]
+        sent.add(service.name, access.injection, secret)
+        return Outgoing(_readable(fields), sent_target, Scrubber.joined([sent.scrubber]), read.target)
 
-    def _scrubber(self, name: str, injection: Injection, secret: Secret) -> Scrubber:
-        """One for a response. What a credential can look like is worked out once, as long as it stays the same."""
-        known, scrubber = self._scrubbers.get(name, (None, None))
-        if scrubber is None or known is not secret:
-            scrubber = Scrubber(revealing(injection, secret))
-            self._scrubbers[name] = (secret, scrubber)
-        return scrubber.another()
+
+class _Sent:
+    """The credentials that a host has been sent: a log or a page for debugging shows those of other requests, too.
+
+    Of each service the latest few. What one can look like is worked out once, as long as it stays the same.
+    """
+
+    def __init__(self) -> None:
+        self._current: dict[str, Secret] = {}
+        self._scrubbers: dict[str, deque[Scrubber]] = {}
+        self.scrubber = Scrubber(())
+
+    def add(self, name: str, injection: Injection, secret: Secret) -> None:
+        """That of the service `name` is sent to it from now on."""
+        if self._current.get(name) is secret:
+            return
+        self._current[name] = secret
+        latest = self._scrubbers.setdefault(name, deque(maxlen=_REMEMBERED))
+        latest.append(Scrubber(revealing(injection, secret)))
+        self.scrubber = Scrubber.joined(chain.from_iterable(self._scrubbers.values()))
 
 
 def not_the_phantom(service: Service, record: Record, what: str) -> Refusal:

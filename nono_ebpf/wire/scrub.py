@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import re
 import string
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from nono_ebpf.wire import NEED_MORE, NeedMore
@@ -66,10 +67,11 @@ class Scrubber:
         self._held = b""
         self._hidden_bytes = 0  # of `_held`, at its front: the end of a secret that began before it
 
-    def another(self) -> Scrubber:
-        """One for another body, of the same values: what they can look like has been worked out."""
-        made = Scrubber(())
-        made._forms = self._forms
+    @classmethod
+    def joined(cls, scrubbers: Iterable[Scrubber]) -> Scrubber:
+        """One for another body, that hides what any of them does: what that can look like has been worked out."""
+        made = cls(())
+        made._forms = tuple(chain.from_iterable(each._forms for each in scrubbers))  # noqa: SLF001  # its own class
         return made
 
     def occurs_in(self, *texts: bytes) -> bool:

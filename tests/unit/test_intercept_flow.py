@@ -285,6 +285,31 @@ def test_what_is_echoed_is_covered(run: Run) -> None:
     run(script())
 
 
+def test_what_another_request_had_is_covered(run: Run) -> None:
+    """A log shows another service's credential of that host, and the one that this one's has just replaced."""
+
+    async def script() -> None:
+        both = {name: service(name, "api.test", f"* /{name}/**") for name in ("a", "b")}
+        async with Intercepting(both, {"a": b"first-of-a-0123", "b": b"only-of-b-01234"}) as it:
+            log: list[bytes] = []
+
+            def respond(head: bytes) -> bytes:
+                log.append(head)
+                text = b"|".join(log)
+                return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text)
+
+            it.respond = respond
+            await it.ask("api.test", get(it, "/a/x"))
+            it.secrets["a"] = b"second-of-a-012"
+            await it.ask("api.test", get(it, "/a/x"))
+            answer = await it.ask("api.test", get(it, "/b/x"))
+            assert b"only-of-b-01234" in it.seen[-1]
+            assert answer.count(b"Bearer " + b"*" * 15) == 3
+            assert b"-of-" not in answer
+
+    run(script())
+
+
 def test_a_compressed_answer_is_not_passed_on(run: Run) -> None:
     """Nobody could see what is in it."""
 
