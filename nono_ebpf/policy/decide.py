@@ -124,7 +124,9 @@ def decide(policy: Policy, ask: Ask) -> Permit | Denial | Resolve:
         return judged
     verdict = _judge_road(policy, ask, rule)
     if isinstance(verdict, Permit) and judged is not None:
-        return replace(verdict, rule=judged.rule or rule, target=judged.target, service=judged.service)
+        endpoints = verdict.endpoints if judged.service is None or judged.service.tls else _one_of(verdict.endpoints)
+        rule = judged.rule or rule
+        return replace(verdict, rule=rule, endpoints=endpoints, target=judged.target, service=judged.service)
     return verdict
 
 
@@ -307,6 +309,11 @@ def _refusing(request: Request, path: Path, service: Service, judgement: Judgeme
 def _not_for(ask: Ask, service: Service, reason: str, endpoint: str | None = None) -> Denial:
     remedy = None if endpoint is None else f"--allow-endpoint {shlex.quote(endpoint)}"
     return Denial(DenialCategory.ENDPOINT_POLICY, ask.host, ask.port, reason, service.host, remedy)
+
+
+def _one_of(endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    """The one that a service in clear is at: on the other of localhost's two anybody else may listen."""
+    return tuple(sorted(endpoints, key=lambda each: each.address.version))[:1]
 
 
 def _managed(policy: Policy, name: str, port: int | None) -> list[Service]:

@@ -76,9 +76,18 @@ class Service:
 
 
 def _refuses(endpoint: EndpointRule, method: str, reading: str) -> bool:
-    """A denial means what any server may take for the same: in other case, or with dots and blanks behind a segment."""
-    folded = replace(endpoint, path=endpoint.path.lower())
-    return permits((endpoint,), method, (reading,)) or permits((folded,), method, (_IGNORED.sub("", reading).lower(),))
+    """A denial means what any server may take for the same: HEAD for GET (RFC 9110 §9.3.2), a path in other case, or
+    with dots and blanks behind a segment.
+    """
+    folded = replace(endpoint, path=_without_case(endpoint.path))
+    alike = ((endpoint, reading), (folded, _without_case(_IGNORED.sub("", reading))))
+    methods = (method, "GET") if method.upper() == "HEAD" else (method,)
+    return any(permits((rule,), each, (path,)) for rule, path in alike for each in methods)
+
+
+def _without_case(path: str) -> str:
+    """One spelling of all that some language takes for the same: a long s is an s in upper case, too."""
+    return path.upper().casefold()
 
 
 def _by_policy(policy: EndpointPolicy, method: str, readings: Sequence[str]) -> Judgement:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 
@@ -153,6 +154,36 @@ def test_a_denial_is_of_what_any_server_takes_for_the_same(path: str) -> None:
     assert denied(decide(closed, ask(Request("GET", path, tls=True)))) is DenialCategory.ENDPOINT_POLICY
     opened = policy([service("a", endpoint_policy=EndpointPolicy("deny", allow=listed("* /admin/**", "* /admin")))])
     assert denied(decide(opened, ask(Request("GET", path, tls=True)))) is DenialCategory.ENDPOINT_POLICY
+
+
+@pytest.mark.parametrize("path", ["/\u017fecret/x", "/SECRET/x", "/ma\u0131l", "/\u212aeys", "/Stra\u00dfe"])
+def test_a_denial_knows_what_is_one_letter_in_another_case(path: str) -> None:
+    """To some languages: the long s, the dotless i, the sign for kelvin, the sharp s."""
+    listed_ = listed("GET /secret/**", "GET /mail", "GET /keys", "GET /STRASSE")
+    closed = policy([service("a", endpoint_policy=EndpointPolicy("allow", deny=listed_))])
+    assert denied(decide(closed, ask(Request("GET", quote(path), tls=True)))) is DenialCategory.ENDPOINT_POLICY
+
+
+def test_a_denial_of_get_is_one_of_head() -> None:
+    """Servers run the same for both; a permission of GET permits GET."""
+    closed = policy([service("a", endpoint_policy=EndpointPolicy("allow", deny=listed("GET /x", "POST /y")))])
+    for method, path in (("HEAD", "/x"), ("head", "/X")):
+        assert denied(decide(closed, ask(Request(method, path, tls=True)))) is DenialCategory.ENDPOINT_POLICY
+    for method, path in (("HEAD", "/y"), ("OPTIONS", "/x")):
+        assert isinstance(decide(closed, ask(Request(method, path, tls=True))), Permit)
+    opened = policy([service("a", endpoint_policy=EndpointPolicy("deny", allow=listed("GET /x")))])
+    assert denied(decide(opened, ask(Request("HEAD", "/x", tls=True)))) is DenialCategory.ENDPOINT_POLICY
+
+
+def test_in_clear_one_of_localhosts_addresses_is_dialled() -> None:
+    """A service listens on 127.0.0.1, mostly; on ::1 anybody may, and would be given the credential."""
+    both = tuple(ResolvedAddress(ip_address(each)) for each in ("::1", "127.0.0.1"))
+    here = service("a", host="localhost", tls=False)
+    for addresses, dialled in ((both, "127.0.0.1"), (both[:1], "::1")):
+        asked = Ask("localhost", 443, Identity.SNI, request=replace(GET, tls=False), addresses=addresses)
+        found = decide(policy([here]), asked)
+        assert isinstance(found, Permit)
+        assert [str(each.address) for each in found.endpoints] == [dialled]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "evil.localhost"])
