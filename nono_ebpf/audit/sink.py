@@ -34,6 +34,7 @@ class AuditSink:
         self._sandbox = sandbox
         self._summary = summary
         self._colour = verbose is not None and verbose.isatty() and "NO_COLOR" not in os.environ
+        self._torn = False
         self.lost = 0
         self.failure: str | None = None
 
@@ -48,12 +49,15 @@ class AuditSink:
             self._show(self._verbose, record)
 
     def _append(self, fd: int, line: bytes) -> None:
+        if self._torn:
+            line = b"\n" + line
         try:
             written = os.write(fd, line)
         except OSError as error:
             self._lose(os.strerror(error.errno or 0))
             return
-        if written != len(line):
+        self._torn = written != len(line)
+        if self._torn:
             # A full disk cuts a line short; completing it later would splice it into another one.
             self._lose("a record was cut short")
 

@@ -72,6 +72,24 @@ def test_a_full_disk_is_counted_and_does_not_end_the_flow(full: str, monkeypatch
     assert sink.failure == {"error": os.strerror(errno.ENOSPC), "short": "a record was cut short"}[full]
 
 
+def test_a_line_that_was_cut_short_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once there is room again, whatever comes next is a line of its own."""
+    path = tmp_path / "log"
+    sizes = iter((10, 1, None, None))
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[: next(sizes)]))
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        sink = AuditSink(fd, None, "box")
+        for _ in range(4):
+            sink.write(denial())
+    finally:
+        os.close(fd)
+    lines = [line for line in path.read_bytes().split(b"\n") if line]
+    assert [line[-1:] for line in lines] == [lines[0][9:10], b"}", b"}"]
+    assert sink.lost == 2
+
+
 def test_the_readable_line_says_who_what_and_why() -> None:
     """One line without colour when the stream is no terminal."""
     stream = io.StringIO()
