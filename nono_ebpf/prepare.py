@@ -24,6 +24,7 @@ from nono_ebpf.kernel import cgroup, libc, loader
 from nono_ebpf.prepare_services import (
     askers_environment,
     interception_plan,
+    make_own_place,
     secret_variables,
     service_plans,
     without_secrets,
@@ -63,10 +64,11 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     installation.check(user)
     if secrets := set(secret_variables(settings, environment)) & environment.keys():
         carried.start_again(arguments, environment, umask, secrets)
+    problem = None if options.dry_run else make_own_place(user)
     request = _request(options, settings, user, Command(argv, environment, umask), before)
     _check_machine()
     request.domain.check()
-    for warning in settings.warnings:
+    for warning in filter(None, (*settings.warnings, problem)):
         supervisor.say(f"warning: {printable(warning)}")
     if options.dry_run:
         return _show(request, settings)

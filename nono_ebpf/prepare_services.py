@@ -9,7 +9,7 @@ import os
 import pwd
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -134,15 +134,34 @@ def _files(settings: Settings, environment: Mapping[str, str]) -> Iterator[Path]
         yield Path(settings.tls_intercept.ca_key)
 
 
+def make_own_place(user: User) -> str | None:
+    """Make the directory where we tell people to keep secrets, so that this run never sees one that comes there later.
+
+    What is to be said when that cannot be.
+    """
+    kept = Path(user.home, SECRETS)
+    can_be_hidden = os.access(user.home, os.X_OK)  # root is nobody where homes are mounted from another machine
+    with user.rights(), suppress(OSError):  # a home that is missing, or read-only
+        if (link := _link_to(kept)) is None and can_be_hidden:
+            for each in (*reversed(kept.parents[:2]), kept):
+                each.mkdir(mode=0o700, exist_ok=True)
+        elif link is not None and kept.is_dir():
+            return f"{link} is a symbolic link: secrets in {kept} are in sight of every run that does not use them"
+    return None
+
+
 def _own_place(user: User) -> Iterator[Path]:
     """Where we tell people to keep secrets: those of other sandboxes are none of this one's business."""
     kept = Path(user.home, SECRETS)
     with user.rights() if sudo.invoking_uid() else nullcontext():
-        # By a link the command could have the next one of the account started without whatever it leads to.
-        linked = any(map(os.path.islink, (kept, *kept.parents[:2])))
-        there = os.path.isdir(kept) and not linked  # noqa: PTH112  # False where the account cannot come to, either
+        there = os.path.isdir(kept) and _link_to(kept) is None  # noqa: PTH112  # False where the account cannot come to
     if there:
         yield kept / "any"
+
+
+def _link_to(kept: Path) -> Path | None:
+    """By one, the command could have the next run of the account started without whatever it leads to."""
+    return next(filter(os.path.islink, (kept, *kept.parents[:2])), None)
 
 
 def _service_plan(route: Route, read: Read) -> ServicePlan:

@@ -58,7 +58,7 @@ class Cgroup:
         except OSError as error:
             raise KernelError(f"join the cgroup {self.path}", error.errno or 0) from error
 
-    def kill(self, timeout_s: float = 5.0) -> None:
+    def kill(self, timeout_s: float = 30.0) -> None:
         """SIGKILL every process in it and wait until none is left (kernel 5.14, 661ee6281820)."""
         events = os.open(self.path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nono_ebpf.errors import KernelError
 from nono_ebpf.kernel import libc
 
 if TYPE_CHECKING:
@@ -65,8 +67,17 @@ def _holding(table: Sequence[Mount], path: Path) -> Mount:
 
 def handles(paths: Iterable[Path]) -> dict[Path, int]:
     """O_PATH fds (the caller's) of those that exist and are no symbolic links, to bind them later."""
-    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-    return {path: os.open(path, flags) for path in paths if path.exists() and not path.is_symlink()}
+    found = {}
+    for path in paths:
+        with suppress(FileNotFoundError):
+            if not path.is_symlink():
+                found[path] = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    return found
+
+
+def bind_over(source: Path, handle: int) -> None:
+    """Mount `source` over the directory that `handle` refers to, wherever it is now; nowhere when it was removed."""
+    _bind(str(source), f"/proc/self/fd/{handle}", handle)
 
 
 def fresh(path: Path, options: str, flags: int = 0) -> None:
@@ -94,13 +105,25 @@ def replace_with_copy(directory: Path, work: Path, links: Mapping[str, Path]) ->
 
 
 def bind_handle(handle: int, path: Path) -> None:
-    """Mount what `handle` refers to at `path`, which is made: only where nobody else's hands are."""
+    """Mount what `handle` refers to at `path`, which is made: only where nobody else's hands are.
+
+    When it was removed, what is made stays as it is, empty.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if stat.S_ISDIR(os.fstat(handle).st_mode):
         path.mkdir()
     else:
         path.touch()
-    libc.mount(f"/proc/self/fd/{handle}", str(path), None, libc.MS_BIND | libc.MS_REC)
+    _bind(f"/proc/self/fd/{handle}", str(path), handle)
+
+
+def _bind(source: str, target: str, handle: int) -> None:
+    """One of the two is what `handle` refers to, which may have been removed: the kernel mounts nothing there."""
+    try:
+        libc.mount(source, target, None, libc.MS_BIND | libc.MS_REC)
+    except KernelError:
+        if os.fstat(handle).st_nlink:
+            raise
 
 
 def bind_file(source: Path, target: Path) -> None:

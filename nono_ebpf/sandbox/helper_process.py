@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_STOP_TIMEOUT_S = 5.0
+_STOP_TIMEOUT_S = 15.0  # what it has not written by then is lost: the last of the audit log, and the summary
 
 
 class HelperProcess:

@@ -96,7 +96,7 @@ def replace_directory(work: Path, fd: int, user: User, kept: Mapping[Path, int])
     mounts.fresh(made, f"mode=0700,uid={user.uid},gid={user.gid}")
     for path, handle in kept.items():
         mounts.bind_handle(handle, made / path)
-    libc.mount(str(made), f"/proc/self/fd/{fd}", None, libc.MS_BIND | libc.MS_REC)
+    mounts.bind_over(made, fd)
     libc.unmount(str(made))
     made.rmdir()
 

@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,6 +152,42 @@ def test_secrets_of_other_sandboxes_are_hidden(place: Path) -> None:
         os.chown(each, 65534, 65534)
     seen = f"ls -A {kept}; echo done"
     assert through_sudo(place, "run", "--", "sh", "-c", seen, environment={}).stdout == "done\n"
+
+
+def test_secrets_that_come_later_are_hidden(place: Path) -> None:
+    """Where we tell people to keep them: the first one of all is put there while the command runs."""
+    os.chown(place, 65534, 65534)
+    kept = place / ".config/nono-ebpf/secrets"
+    look = f"cat {kept}/*; mv .config other && cat other/nono-ebpf/secrets/*"
+    wait = "touch started; until [ -e put ]; do sleep 0.1; done"
+    command = ["sh", "-c", f"cd {place}; {wait}; {look}"]
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(through_sudo, place, "run", "--", *command, environment={})
+        while not (place / "started").exists() and not running.done():
+            time.sleep(0.05)
+        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (kept / "key").write_text(SECRET)
+        os.chown(kept / "key", 65534, 65534)
+        (place / "put").touch()
+        done = running.result()
+    assert SECRET not in done.stdout
+    assert done.stderr.count("No such file") == 1, done.stderr
+    assert "Device or resource busy" in done.stderr
+
+
+def test_secrets_behind_a_link_are_told_of(place: Path) -> None:
+    """It may have been planted; where nobody keeps secrets there is nothing to tell."""
+    (place / ".config").mkdir()
+    (place / ".config/nono-ebpf").symlink_to("../elsewhere")
+    for each in (place, place / ".config"):
+        os.chown(each, 65534, 65534)
+    assert through_sudo(place, "run", "--", "true", environment={}).stderr == ""
+    (place / "elsewhere/secrets").mkdir(parents=True)
+    said = through_sudo(place, "run", "--", "true", environment={}).stderr
+    assert said == (
+        f"nono-ebpf: warning: {place}/.config/nono-ebpf is a symbolic link: "
+        f"secrets in {place}/.config/nono-ebpf/secrets are in sight of every run that does not use them\n"
+    )
 
 
 def test_no_variables_at_all(profile: Path) -> None:
