@@ -34,6 +34,7 @@ _WALKS: Final = 3
 # Whoever writes into a file in place goes on within the pause; whoever has emptied it fills it within half a second.
 _PAUSE_S, _JUST_NOW_NS = 0.003, 100_000_000
 _PATIENCE_S, _EMPTIED_NS = 0.6, 500_000_000
+_LOOKS_MIN: Final = 3  # also when we were not scheduled for as long
 # Two changes within one step of the file system's clock look the same. The coarsest step is FAT's, two seconds.
 _SETTLED_NS: Final = 2_500_000_000
 
@@ -75,7 +76,9 @@ def read(reference: Reference, path: str, owner: int, known: Reading | None, *, 
     """
     failure: CredentialUnavailable | None = None
     end = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < end:
+    looks = 0
+    while looks < _LOOKS_MIN or time.monotonic() < end:
+        looks += 1
         with _found(reference, path) as fd:
             version = _judged(reference, os.fstat(fd), owner, shared_ok=shared_ok)
             if known is not None and known.version == version and known.version.settled:

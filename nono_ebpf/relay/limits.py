@@ -25,7 +25,7 @@ class Limits:
     first_bytes_s: float = (
         10.0  # for a client of the proxy, or of which no name is known: nothing is dialled before it speaks
     )
-    refusal_wait_s: float = 2.0  # for a denied client to show its language; ssh and SMTP clients never do
+    refusal_wait_s: float = 5.0  # for a denied client to show its language; ssh and SMTP clients never do
 
     # The far side.
     resolve_s: float = 15.0  # a stub resolver's timeout with a retry on the second nameserver
@@ -60,6 +60,6 @@ class Limits:
     challenges: int = 4  # 407s on one connection; a client that waits for the first one needs no other
     interim_responses: int = 64  # 1xx before one final response
     # Reading on behind the last answer, so that a RST does not overtake it (RFC 9112 §9.6), as nginx and httpd do.
-    linger_s: float = 1.0  # for a client that sends nothing more
+    linger_s: float = 2.0  # for a client that sends nothing more
     linger_in_all_s: float = 30.0  # for one that sends all of a large body before it reads
     linger_bytes: int = 1 << 20  # of a request that is challenged
