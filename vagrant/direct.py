@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kernels import Kernel
 
 COMMAND_LINE = "quiet panic=-1 lsm=landlock,lockdown,yama,integrity,bpf"
-_BOOT_S = 120
+_BOOT_S = 300
 _TESTS_S = 1800  # more than test.sh gives them
 _REPORT_BYTES = 64 << 20
 _MEMORY_MIB = 2048

@@ -21,7 +21,7 @@ mount --bind "$place/etc" /etc/libvirt
 mount --bind "$place/lib" /var/lib/libvirt
 mount -t tmpfs tmpfs /run/libvirt
 libvirtd --pid-file "$place/libvirtd.pid" 2> "$place/libvirtd.log" &
-for _ in $(seq 200); do
+for _ in $(seq 1200); do
 	[ -S /run/libvirt/libvirt-sock ] && break
 	sleep 0.1
 done

@@ -109,7 +109,7 @@ class Services:
         record.credential, record.injection_mode = service.name, access.injection.outbound.mode
         sent = self._sent[service.host.pattern]
         sent.add(service.name, access.injection, secret)
-        return Outgoing(_readable(fields), sent_target, Scrubber.joined([sent.scrubber]), read.target)
+        return Outgoing(_readable(fields), sent_target, sent.scrubber.another(), read.target)
 
 
 class _Sent:
@@ -130,7 +130,7 @@ class _Sent:
         self._current[name] = secret
         latest = self._scrubbers.setdefault(name, deque(maxlen=_REMEMBERED))
         latest.append(Scrubber(revealing(injection, secret)))
-        self.scrubber = Scrubber.joined(chain.from_iterable(self._scrubbers.values()))
+        self.scrubber.cover(chain.from_iterable(self._scrubbers.values()))
 
 
 def not_the_phantom(service: Service, record: Record, what: str) -> Refusal:

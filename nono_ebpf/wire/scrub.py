@@ -63,16 +63,19 @@ class Scrubber:
 
     def __init__(self, values: Iterable[bytes]) -> None:
         secrets = dict.fromkeys(value for value in values if len(value) >= MIN_SECRET_BYTES)
-        self._forms = tuple(map(_Form, dict.fromkeys(form for secret in secrets for form in _forms(secret))))
+        self._forms = [*map(_Form, dict.fromkeys(form for secret in secrets for form in _forms(secret)))]
         self._held = b""
         self._hidden_bytes = 0  # of `_held`, at its front: the end of a secret that began before it
 
-    @classmethod
-    def joined(cls, scrubbers: Iterable[Scrubber]) -> Scrubber:
-        """One for another body, that hides what any of them does: what that can look like has been worked out."""
-        made = cls(())
-        made._forms = tuple(chain.from_iterable(each._forms for each in scrubbers))  # noqa: SLF001  # its own class
+    def another(self) -> Scrubber:
+        """One for another body, of the same values, also of those that `cover` is told: they are worked out once."""
+        made = Scrubber(())
+        made._forms = self._forms
         return made
+
+    def cover(self, others: Iterable[Scrubber]) -> None:
+        """Hide what any of `others` does from now on, also in bodies that have begun."""
+        self._forms[:] = chain.from_iterable(each._forms for each in others)  # noqa: SLF001  # of its own class
 
     def occurs_in(self, *texts: bytes) -> bool:
         """Whether `text` may change one of them; False: it changes none."""

@@ -115,6 +115,8 @@ def _tmux(path: str, canary: str) -> str:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=20)
     except FileNotFoundError:
         return "no tmux"
+    except subprocess.TimeoutExpired:
+        return "no answer"
     return f"{done.returncode} {done.stderr.decode().strip()}"
 
 

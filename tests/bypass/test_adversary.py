@@ -29,7 +29,7 @@ from kit import zone
 from kit.account import AS_NOBODY, PYTHON, bystander, finish
 from kit.namespaces import enter_command
 from kit.patience import patient
-from kit.sandboxes import settled
+from kit.sandboxes import eventually, settled
 
 from nono_ebpf.kernel import cgroup
 
@@ -165,10 +165,11 @@ def test_outside_the_adversary_succeeds(world: World, bait: Bait, witness: Witne
     told = _told(done.stdout)
     assert len(told) > LEAST_TECHNIQUES, done.stderr
     assert told["the end"] == "done"
-    assert {seen.service for seen in world.seen} >= {"sum", "udp", "dns"}
+    assert eventually(lambda: {seen.service for seen in world.seen} >= {"sum", "udp", "dns"}), world.seen
     settled(lambda: len(world.seen))
     witness.forget()
-    assert len(bait.canaries()) >= (3 if shutil.which("tmux") else 2), bait.canaries()
+    wanted = 3 if shutil.which("tmux") else 2
+    assert eventually(lambda: len(bait.canaries()) >= wanted), bait.canaries()
 
 
 @pytest.mark.bypass(

@@ -51,7 +51,7 @@ PAST_THE_PROXY = {
 def _fetched(world: World, environment: Mapping[str, str]) -> tuple[Run, list[bool]]:
     """The run, and which of the targets answered. The denied host has an address, though our resolver gives none."""
     known = [f"{DENIED}:{port}:{zone.v4(DENIED)}" for port in (zone.HTTP_PORT, zone.HTTPS_PORT)]
-    curl = [require("curl"), "-sSk", "--fail", "--path-as-is", "--max-time", "20"]
+    curl = [require("curl"), "-sSk", "--fail", "--path-as-is", "--max-time", "120"]
     curl += [word for entry in known for word in ("--resolve", entry)]
     run = world.machine.run_steps(RULES, [[*curl, target.url] for target in TARGETS], env=environment)
     return run, [step.returncode == 0 for step in run.steps()]

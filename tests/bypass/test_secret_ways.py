@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel, pytest.mark.bypass("secret-files")]
 
-OLD, NEW = "canary-before-3f1c", "canary-after-9b7e"
+# No other run's: what lies beside a test's own directory is searched as well.
+OLD, NEW = f"canary-before-{os.getpid()}-3f1c", f"canary-after-{os.getpid()}-9b7e"
 MODE = 0o600
 
 

@@ -160,7 +160,7 @@ def test_what_is_judged_is_what_is_dialled(inside: Agent, outside: Agent, witnes
     while peers != {V4, DENIED_V4}:
         met = outside.call(streams.while_it_changes, V4, DENIED_V4, PORT, rounds)
         peers |= {peer.split()[0] for peer in met}
-        assert eventually(lambda: len(witness.arrived("sum")) == rounds, 60)
+        assert eventually(lambda: len(witness.arrived("sum")) == rounds)
         witness.forget()
     witness.forget()
     inside.call(streams.while_it_changes, V4, DENIED_V4, PORT, rounds)
@@ -170,7 +170,8 @@ def test_what_is_judged_is_what_is_dialled(inside: Agent, outside: Agent, witnes
 def test_a_storm_of_threads_is_judged_one_by_one(inside: Agent) -> None:
     """Sixteen threads on one socket and on their own: nothing of it gets out."""
     met = inside.call(streams.from_a_thread_storm, DENIED_V4, DENIED_PORT, 16)
-    assert set(met) <= {*REFUSALS, "EINPROGRESS", "EALREADY", "EISCONN", "done", "EAGAIN"}
+    # Whoever connects behind a reset that another's send was told of learns of it by ECONNABORTED.
+    assert set(met) <= {*REFUSALS, "EINPROGRESS", "EALREADY", "EISCONN", "done", "EAGAIN", "ECONNABORTED"}
 
 
 @pytest.mark.bypass("peer-address")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PATIENCE_S = 10
+PATIENCE_S = 90
 ANSWER_PATIENCE_S = 2
 PAUSE_S = 0.004
 SECRET = b"GET /secret HTTP/1.0\r\nHost: secret\r\n\r\n"

@@ -83,9 +83,13 @@ def told(attempt: Callable[[], str]) -> str:
 
 
 def talk(connection: socket.socket) -> str:
-    """Say all there is to say, and hear something."""
+    """Say all there is to say, and hear something; also that we were reset, which may come before we have ended."""
     connection.sendall(b"nono")
-    connection.shutdown(socket.SHUT_WR)
+    try:
+        connection.shutdown(socket.SHUT_WR)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
     return "reached" if connection.recv(100) else "ended"
 
 

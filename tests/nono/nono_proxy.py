@@ -11,6 +11,7 @@ import json
 import socket
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from nono_py import ProxyConfig, ProxyHandle, start_proxy
@@ -48,8 +49,9 @@ def _status(proxy: ProxyHandle, request: str) -> int:
     with socket.create_connection(("127.0.0.1", proxy.port), DEADLINE_S) as connection:
         connection.sendall(request.replace("{token}", token).encode())
         head = b""
-        while b"\r\n" not in head and (more := connection.recv(4096)):
-            head += more
+        with suppress(ConnectionResetError):
+            while b"\r\n" not in head and (more := connection.recv(4096)):
+                head += more
     return int(head.split()[1]) if head else 0
 
 

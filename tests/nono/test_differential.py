@@ -34,7 +34,7 @@ pytestmark = pytest.mark.root
 
 SEED, RULE_SETS, CASES_EACH = 1, 500, 8
 NONO = Path(__file__).parent / "nono_proxy.py"
-TIMEOUT_S = patient(120)
+TIMEOUT_S = patient(300)
 FORBIDDEN, BAD_GATEWAY = 403, 502
 # Each name in both of its absolute spellings: a hosts file is matched by text, which DNS is not.
 HOSTS_FILE = "".join(f"{address} {name} {name}.\n" for name, addresses in HOSTS.items() for address in addresses)

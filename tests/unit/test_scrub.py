@@ -164,8 +164,17 @@ def test_another_body_at_the_same_time() -> None:
     """It is looked for the same, and has nothing to do with what the first one holds back."""
     first = Scrubber((KEY,))
     first.feed(KEY[:9])
-    assert in_pieces(Scrubber.joined([first]), KEY[9:], KEY) == [KEY[9:], b"*" * len(KEY), b""]
+    assert in_pieces(first.another(), KEY[9:], KEY) == [KEY[9:], b"*" * len(KEY), b""]
     assert first.feed(KEY[9:]) == b"*" * len(KEY)
+
+
+def test_what_is_to_be_hidden_later() -> None:
+    """A body that has begun goes on for hours: it may show what was sent only then."""
+    known = Scrubber((KEY,))
+    body = known.another()
+    assert body.feed(b"a") == b"a"
+    known.cover([Scrubber((KEY,)), Scrubber((b"another-key",))])
+    assert in_pieces(body, b"another", b"-key", KEY) == [b"", b"*" * 11, b"*" * len(KEY), b""]
 
 
 def test_all_of_a_secret_at_the_end() -> None:

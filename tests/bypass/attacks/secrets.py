@@ -188,7 +188,7 @@ def heard(directory: str, place: str) -> str:
 
 
 def _tree(directory: str) -> dict[str, str]:
-    """Whatever lies below."""
+    """Whatever lies below. No pipes: who opens one waits for the other end."""
     found = {}
     for number, where in enumerate(_files(directory)):
         if number == _FILES_MAX:
@@ -199,8 +199,7 @@ def _tree(directory: str) -> dict[str, str]:
 
 def _files(directory: str) -> Iterator[str]:
     for place, _, names in os.walk(directory):
-        for name in names:
-            yield os.path.join(place, name)
+        yield from filter(os.path.isfile, (os.path.join(place, name) for name in names))
 
 
 def _rooted(path: str, place: str) -> dict[str, str]:

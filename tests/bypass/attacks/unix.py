@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from attacks.base import DONE, LIBC, SECRET, failure, in_a_place, in_child, told
+from attacks.base import DONE, LIBC, PATIENCE_S, SECRET, failure, in_a_place, in_child, told
 
 CLONE_NEWUSER, CLONE_NEWNS = 0x10000000, 0x20000
 KINDS = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM, "seqpacket": socket.SOCK_SEQPACKET}
@@ -22,7 +22,7 @@ KINDS = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM, "seqpacket
 def reach(path: str, kind: int) -> str:
     """Connect, say something."""
     with socket.socket(socket.AF_UNIX, kind) as opened:
-        opened.settimeout(10)
+        opened.settimeout(PATIENCE_S)
         opened.connect(path.encode().replace(b"@", b"\0", 1) if path.startswith("@") else path)
         opened.send(SECRET)
         return DONE
