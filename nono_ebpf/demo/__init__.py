@@ -51,7 +51,7 @@ _DIRECT = ("--noproxy", "*")  # what a client does that knows of no proxy
 _DATAGRAM = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('203.0.113.10', 443))"
 _PING = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)"
 _BANNER = "import socket; s = socket.create_connection(('mail.demo.test', 25), 10); print(s.recv(99).decode().strip())"
-_URLLIB = "import urllib.request as u; print(u.urlopen('http://api.demo.test/', timeout=10).read().decode().strip())"
+_URLLIB = "import urllib.request as u; print(u.urlopen('http://api.demo.test/', timeout=30).read().decode().strip())"
 
 ATTEMPTS = (
     Attempt("curl, an allowed host, knowing no proxy", _curl(*_DIRECT, "https://api.demo.test/"), True),

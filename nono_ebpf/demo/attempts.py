@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-_TIMEOUT_S = 15
+_TIMEOUT_S = 60
 
 
 def _attempt(command: list[str]) -> dict[str, object]:

@@ -32,6 +32,7 @@ RESOLVER_TRIES = 10
 MANY_QUESTIONS = 10_000
 PAUSE_S, AT_ONCE = 0.1, 64  # the flood leaves the machine itself some time
 PATIENCE_S = 120
+BUILD_UP_S = 400  # the flood's own work, which says nothing about the others
 URL = urlsplit(os.environ.get("http_proxy", "http://127.0.0.1:0"))
 PROXY = ("127.0.0.1", URL.port or 0)
 AUTHORIZED = f"Proxy-Authorization: Bearer {URL.password}\r\n"
@@ -46,7 +47,7 @@ def stands() -> None:
 
 def wait_until_it_stands() -> None:
     """Return when `stands` has been called by one of the flood's processes."""
-    assert select.select([_STANDS[0]], [], [], PATIENCE_S)[0], f"no flood after {PATIENCE_S} s"
+    assert select.select([_STANDS[0]], [], [], BUILD_UP_S)[0], f"no flood after {BUILD_UP_S} s"
 
 
 def connecting(to: tuple[str, int]) -> socket.socket:

@@ -18,7 +18,7 @@ from nono_ebpf.sandbox.secrets_hidden import secret_directories
 from nono_ebpf.sandbox.user import User
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel]
 
@@ -61,8 +61,8 @@ def test_a_mask_over_a_file_falls_and_one_over_its_directory_does_not(place: Pat
     assert seen == {"hidden": "new", "hidden_directories": ""}[hidden]
 
 
-def _in_view(script: str, *directories: Path) -> subprocess.CompletedProcess[str]:
-    command = viewing.command("sh", "-c", script, hidden_directories=directories)
+def _in_view(script: str, *directories: Path, before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    command = [*before, *viewing.command("sh", "-c", script, hidden_directories=directories)]
     streams = {"stdin": subprocess.DEVNULL, "capture_output": True}
     return subprocess.run(command, text=True, cwd="/", timeout=TIMEOUT_S, check=False, **streams)
 
@@ -89,28 +89,24 @@ def test_a_directory_of_run_needs_no_cover(place: Path) -> None:  # noqa: F811
     assert "No such file" in done.stderr
 
 
-@pytest.fixture
-def medium() -> Iterator[Path]:
-    """A directory of the account's in one of the few of /run that a view keeps."""
-    media = Path("/run/media")
-    was_there = media.exists()
-    media.mkdir(exist_ok=True)
-    try:
-        with directory_of_nobody(str(media)) as made:
-            yield made
-    finally:
-        if not was_there:
-            media.rmdir()
+# A /run of its own: other sandboxes that are just being made would miss a directory of the machine's that goes again.
+_MEDIUM = Path("/run/media/disk")
+_INSERT = f"""
+mount -t tmpfs -o mode=755 tmpfs /run; mkdir {_MEDIUM.parent}; cp -a "$0" {_MEDIUM}
+exec "$@"
+"""
 
 
-def test_what_is_kept_of_run_is_covered_too(medium: Path) -> None:
+def test_what_is_kept_of_run_is_covered_too(place: Path) -> None:  # noqa: F811
     """It is put back into the view before anything is hidden, and its covers stay where they are."""
-    key = _given(medium / "secrets/key")
-    done = _in_view(f"ls -A {medium} {key.parent}; mv {key.parent} {medium}/moved", key.parent)
-    assert done.stdout == f"{medium}:\nsecrets\n\n{key.parent}:\n"
+    _given(place / "secrets/key")
+    _given(place / "deep/secrets/key")
+    inserted = ["unshare", "--mount", "--propagation=private", "sh", "-ec", _INSERT, str(place)]
+    secrets, above = _MEDIUM / "secrets", _MEDIUM / "deep"
+    done = _in_view(f"ls -A {_MEDIUM} {secrets}; mv {secrets} {_MEDIUM}/moved", secrets, before=inserted)
+    assert done.stdout == f"{_MEDIUM}:\ndeep\nsecrets\n\n{secrets}:\n"
     assert "busy" in done.stderr
-    above = _given(medium / "deep/secrets/key").parent.parent
-    assert "busy" in _in_view(f"mv {above} {medium}/moved", above / "secrets").stderr
+    assert "busy" in _in_view(f"mv {above} {_MEDIUM}/moved", above / "secrets", before=inserted).stderr
 
 
 @pytest.mark.parametrize(("link", "problem"), [(False, "No such file or directory"), (True, "is not where it was")])

@@ -42,7 +42,9 @@ listener = socket.create_server(("127.0.0.1", 0))
 def serve():
     connection, _ = listener.accept()
     with connection:
-        got = connection.recv(65536).decode()
+        got = ""
+        while "\\r\\n\\r\\n" not in got:
+            got += connection.recv(65536).decode()
         field = [line for line in got.split("\\r\\n") if line.lower().startswith("authorization:")]
         print(field[0].split(": ", 1)[1], flush=True)
         connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n")

@@ -70,9 +70,10 @@ def datagram():
         with socket.socket(family(connect), socket.SOCK_DGRAM) as client:
             client.connect((connect, port))
             client.send(b"connected")
+        first = server.recv(100).decode()
         with socket.socket(family(connect), socket.SOCK_DGRAM) as client:
             client.sendto(b"addressed", (connect, port))
-        return [server.recv(100).decode(), server.recv(100).decode()]
+        return [first, server.recv(100).decode()]
 print(json.dumps({"stream": stream, "datagram": datagram}[sys.argv[4]]()))
 """
 

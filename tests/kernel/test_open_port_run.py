@@ -16,7 +16,7 @@ import socket
 import socketserver
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -254,7 +254,10 @@ def test_the_proxy_cannot_open_ports(machine: Machine, tmp_path: Path) -> None:
 
 def _ports_maps(pid: int) -> int:
     """How many descriptors of a process are of an array of 1024 words. proc_pid_fdinfo(5)."""
-    found = [entry.read_text().split() for entry in Path(f"/proc/{pid}/fdinfo").iterdir()]
+    found = []
+    for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile: the map is held for as long as the sandbox runs
+            found.append(entry.read_text().split())
     facts = [dict(zip(words[::2], words[1::2], strict=False)) for words in found]
     return sum((fact.get("max_entries:"), fact.get("value_size:")) == ("1024", "8") for fact in facts)
 

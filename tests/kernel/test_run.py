@@ -22,7 +22,7 @@ import pytest
 from kit.checkout import opened
 from kit.expect import require
 from kit.patience import patient
-from kit.sandboxes import abandoned, eventually, name_of
+from kit.sandboxes import Sandbox, abandoned, eventually, name_of
 
 from nono_ebpf.kernel import cgroup
 
@@ -397,14 +397,29 @@ def test_a_flood_of_refusals_is_bounded_in_the_log(tmp_path: Path) -> None:
     """A few hundred thousand datagrams to everywhere: a bounded number of records, and the rest is counted."""
     log = tmp_path / "audit.ndjson"
     program = (
-        "import socket, time\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nend = time.time() + 2\nn = 0\n"
-        "while time.time() < end:\n n += 1\n"
-        " try: s.sendto(b'', ('203.0.113.1', 1000 + n % 60000))\n except OSError: pass"
+        "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "for told in ('ready', 'half'):\n"
+        " print(told, flush=True), input()\n"
+        " for n in range(100_000):\n"
+        "  try: s.sendto(b'', ('203.0.113.1', 1000 + n % 60000))\n  except OSError: pass"
     )
-    done = run("/usr/bin/python3", "-c", program, options=("--audit-log", str(log)))
+    with _started("/usr/bin/python3", "-c", program, options=("--audit-log", str(log))) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+        sandbox = Sandbox.of(process.pid)
+        sandbox.proxy.kill(signal.SIGSTOP)  # or it may be as fast as the flood, on a machine that favours it
+        try:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "half\n"
+        finally:
+            sandbox.proxy.kill(signal.SIGCONT)
+            sandbox.close()
+        _, errors = process.communicate("\n", timeout=TIMEOUT_S)
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert 100 <= len(records) <= 2 * 1025  # a window may end in between
-    assert "came too fast to be recorded" in done.stderr
+    assert "came too fast to be recorded" in errors
 
 
 def test_dry_run_checks_everything_and_starts_nothing() -> None:
