@@ -52,8 +52,15 @@ def _sockets_in(place: str) -> Iterator[Path]:
             if entry.is_dir(follow_symlinks=False):
                 if depth < SEARCHED_LEVELS:
                     waiting.append((entry.path, depth + 1))
-            elif not entry.is_file(follow_symlinks=False) and Path(entry.path).is_socket():
+            elif not entry.is_file(follow_symlinks=False) and _is_socket(entry.path):
                 yield Path(entry.path)
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return Path(path).is_socket()
+    except OSError:  # a link into a file system that root may not read
+        return False
 
 
 def _entries(directory: str) -> list[os.DirEntry[str]]:

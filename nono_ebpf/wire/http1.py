@@ -57,6 +57,8 @@ _HOP_BY_HOP: Final = frozenset(
 )  # fmt: skip
 # Written by us from the parsed form, so a Connection field that names them changes nothing.
 _OWNED: Final = frozenset((b"host", b"content-length"))
+# What says where a message ends, and whose it is, may be said in one way alone.
+_FRAMING: Final = _OWNED | {b"connection", b"transfer-encoding"}
 _ONE_SPELLING: Final = bytes(
     each if chr(each).isalnum() and each < 128 else ord("-") for each in bytes(range(256)).lower()
 )
@@ -143,6 +145,9 @@ def parse_request_head(data: bytes | bytearray) -> tuple[RequestHead, int] | Nee
 
 
 def _check_request(head: RequestHead) -> None:
+    for name, _ in head.fields:
+        if (folded := one_spelling(name)) in _FRAMING and folded != name.lower():
+            raise ClientProtocolError(f"{name.decode('ascii')} is {folded.decode()} to some servers")
     # RFC 9110 §9.3.8: TRACE echoes the request, with every field that was added on the way; TRACK is its old
     # twin.
     if head.method.upper() in {"TRACE", "TRACK"}:

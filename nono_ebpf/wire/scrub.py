@@ -5,8 +5,9 @@ the secret as it is, with its special characters escaped as in URLs (RFC 3986 §
 hexadecimal and base64 (RFC 4648, both alphabets), there also as a part of something longer. A server that means to
 give it away cannot be kept from it by any list, nor can one that compresses or takes it apart.
 
-A body may come in any pieces; what becomes of it does not depend on them. Held back is only what may be the beginning
-of a secret. Must not know what the secrets are for. What it looks for is in ordinary memory.
+A body may come in any pieces; what becomes of it does not depend on them. Held back is the end of a line that goes on,
+as much as the longest form has: whatever it says, since who could see which beginnings are held back would guess a
+secret letter by letter. Must not know what the secrets are for. What it looks for is in ordinary memory.
 """
 
 from __future__ import annotations
@@ -17,15 +18,13 @@ import string
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from nono_ebpf.wire import NEED_MORE, NeedMore
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 # Ours: shorter values occur by chance, and hiding the word "password" everywhere gives more away than it hides.
 MIN_SECRET_BYTES: Final = 8
-# Long enough to be rare, short enough that the end of a piece is searched for it and not tried byte by byte.
-_HEAD_BYTES: Final = 4
+_HEAD_BYTES: Final = 4  # long enough to be rare
+_CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
 
 # RFC 3986 §2.3, without the tilde and the hyphen, which some escape (Django's escapejs, for one).
 _PLAIN: Final = frozenset(each.encode() for each in string.ascii_letters + string.digits + "._")
@@ -59,10 +58,15 @@ def looks_like_ascii(content_type: bytes) -> bool:
 
 
 class Scrubber:
-    """Hides `values`, but for those under MIN_SECRET_BYTES. One for each body; headers in between do no harm."""
+    """Hides `values`, but for those under MIN_SECRET_BYTES. One for each body; headers in between do no harm.
+
+    Raises ValueError: one has a control character, which ends what is held back.
+    """
 
     def __init__(self, values: Iterable[bytes]) -> None:
         secrets = dict.fromkeys(value for value in values if len(value) >= MIN_SECRET_BYTES)
+        if any(map(_CONTROL.search, secrets)):
+            raise ValueError("a secret with a control character")
         self._forms = [*map(_Form, dict.fromkeys(form for secret in secrets for form in _forms(secret)))]
         self._held = b""
         self._hidden_bytes = 0  # of `_held`, at its front: the end of a secret that began before it
@@ -89,9 +93,7 @@ class Scrubber:
         """The next piece of a body: what can be passed on now of it and of what was held back."""
         data = self._held + data
         spans = [*self._spans(data), (0, self._hidden_bytes)]
-        kept = len(data)
-        for form in self._forms:
-            kept = form.unfinished(data, kept)
+        kept = self._unfinished(data)
         self._held = data[kept:]
         self._hidden_bytes = max([0, *(end - kept for start, end in spans if start <= kept)])
         return _hide(data[:kept], spans)
@@ -101,6 +103,13 @@ class Scrubber:
         data = _hide(self._held, [*self._spans(self._held), (0, self._hidden_bytes)])
         self._held, self._hidden_bytes = b"", 0
         return data
+
+    def _unfinished(self, data: bytes) -> int:
+        """Where a secret may begin that goes on behind the end of `data`. No secret has a control character in it."""
+        most_bytes = max((form.most_bytes for form in self._forms), default=1) - 1
+        tail = data[max(0, len(data) - most_bytes) :]
+        ended = _CONTROL.search(tail[::-1])
+        return len(data) - (len(tail) if ended is None else ended.start())
 
     def _spans(self, data: bytes) -> list[_Span]:
         return [span for form in self._forms for span in form.found(data)]
@@ -118,12 +127,12 @@ def _hide(data: bytes, spans: Iterable[_Span]) -> bytes:
 class _Form:
     """One way to write a secret."""
 
-    __slots__ = ("_elements", "_heads", "_most_bytes", "_rare")
+    __slots__ = ("_elements", "_heads", "_rare", "most_bytes")
 
     def __init__(self, elements: _Elements) -> None:
         self._elements = elements
         self._heads = tuple(dict.fromkeys(spelling[:_HEAD_BYTES] for spelling in elements[0]))
-        self._most_bytes = sum(max(map(len, spellings)) for spellings in elements)
+        self.most_bytes = sum(max(map(len, spellings)) for spellings in elements)
         # What does not have this part does not have it all, and looking for that is what bytes.find is fastest at.
         self._rare = max(elements, key=lambda spellings: min(map(len, spellings)))
 
@@ -133,9 +142,8 @@ class _Form:
             return
         for head in self._heads:
             start = end = 0
-            for at in _beginnings(data, head, 0):
-                found = self._follow(data, at)
-                if found is None or found is NEED_MORE:
+            for at in _beginnings(data, head):
+                if (found := self._follow(data, at)) is None:
                     continue
                 if at > end:
                     yield start, end
@@ -143,19 +151,7 @@ class _Form:
                 end = max(end, found)
             yield start, end
 
-    def unfinished(self, data: bytes, before: int) -> int:
-        """Where one begins that may go on behind the end of `data`, if ahead of `before`; else `before`."""
-        start = max(0, len(data) - self._most_bytes + 1)
-        for head in self._heads:
-            for at in _beginnings(data, head, start):
-                if at >= before:
-                    break
-                if self._follow(data, at) is NEED_MORE:
-                    before = at
-                    break
-        return before
-
-    def _follow(self, data: bytes, at: int) -> int | NeedMore | None:
+    def _follow(self, data: bytes, at: int) -> int | None:
         """Where the one that begins `at` ends; None: there is none."""
         for spellings in self._elements:
             for spelling in spellings:
@@ -163,20 +159,15 @@ class _Form:
                     at += len(spelling)
                     break
             else:
-                cut_off = any(spelling.startswith(data[at : at + len(spelling)]) for spelling in spellings)
-                return NEED_MORE if cut_off else None
+                return None
         return at
 
 
-def _beginnings(data: bytes, head: bytes, start: int) -> Iterator[int]:
-    """Every place from `start` on with `head`, or as much of it as there is before the end."""
-    at = data.find(head, start)
+def _beginnings(data: bytes, head: bytes) -> Iterator[int]:
+    at = data.find(head)
     while at >= 0:
         yield at
         at = data.find(head, at + 1)
-    for at in range(max(start, len(data) - len(head) + 1), len(data)):
-        if head.startswith(data[at:]):
-            yield at
 
 
 # ---------------------------------------------------------------- forms

@@ -348,6 +348,13 @@ class TestTargets:
         assert caught.value.status == 400
 
 
+@pytest.mark.parametrize("name", ["Content_Length", "transfer_encoding", "Content.Length"])
+def test_another_name_for_what_frames_a_message(name: str) -> None:
+    """Servers behind CGI take it for the real one, and what it says for the message's end."""
+    with pytest.raises(ClientProtocolError, match="to some servers"):
+        request(f"{name}: 5")
+
+
 @pytest.mark.parametrize(
     ("fields", "seconds"),
     [

@@ -124,15 +124,12 @@ def test_secrets_that_overlap() -> None:
     assert scrubbed(b"<abcdefghijkl>", b"abcdefgh", b"efghijkl") == b"<************>"
     assert scrubbed(b"<abcdefghijkl>", b"abcdefghijkl", b"cdefghij") == b"<************>"
     assert scrubbed(b"<abababababababa>", b"abababab") == b"<**************a>"
-    assert in_pieces(Scrubber((b"abcdefghijklmnop", b"cdefghij")), b"<abcdefghijk", b"X") == [
-        b"<",
-        b"ab********kX",
-        b"",
-    ]
+    overlapping = Scrubber((b"abcdefghijklmnop", b"cdefghij"))
+    assert in_pieces(overlapping, b"\n<abcdefghijk", b"X\n") == [b"\n", b"<ab********kX\n", b""]
 
 
 def test_an_event_goes_out_at_once() -> None:
-    """What ends in something that begins no secret is not held back for a moment."""
+    """What ends in a line end is not held back for a moment."""
     scrubber = Scrubber((KEY,))
     assert in_pieces(scrubber, EVENT, EVENT, b"data: " + KEY + b"\n\n") == [
         *(EVENT, EVENT, b"data: " + b"*" * len(KEY) + b"\n\n"),
@@ -140,47 +137,59 @@ def test_an_event_goes_out_at_once() -> None:
     ]
 
 
-def test_what_may_begin_a_secret_waits() -> None:
-    """Only that, until it is known to be one or not."""
+def test_the_end_of_a_line_waits() -> None:
+    """Whatever it says, as much of it as could be a part of a secret, until it goes on or ends."""
     scrubber = Scrubber((KEY,))
-    assert in_pieces(scrubber, b"key: s", b"k", b"-Tes", b"T ", KEY[:-1], KEY[-1:] + b"!") == [
-        *(b"key: ", b"", b"", b"sk-TesT ", b"", b"*" * len(KEY) + b"!"),
+    assert in_pieces(scrubber, b"a\nkey: ", KEY[:-1], KEY[-1:] + b"!", b"\tb\n") == [
+        *(b"a\n", b"", b"", b"key: " + b"*" * len(KEY) + b"!\tb\n"),
         b"",
     ]
-    assert in_pieces(scrubber, b"key: ", KEY[:-1]) == [b"key: ", b"", KEY[:-1]]
+    long = b"x" * 5000
+    passed, *rest = in_pieces(scrubber, long, b"")
+    assert len(KEY) <= len(long) - len(passed) < 10 * len(KEY)
+    assert [passed, *rest] == [passed, b"", long[len(passed) :]]
+
+
+def test_what_waits_tells_nothing() -> None:
+    """Who has a server repeat what it is sent, in pieces, cannot see how much of a guess is right."""
+    for form in (KEY, KEY.hex().encode(), quote(KEY, safe="").encode(), base64.b64encode(KEY)):
+        for right in range(1, len(form)):
+            passed = [in_pieces(Scrubber((KEY,)), b"\nkey: ", begun)[:2] for begun in (form[:right], b"-" * right)]
+            assert passed[0] == passed[1]
+
+
+def test_a_secret_with_a_control_character_is_none() -> None:
+    """No request can carry it; and behind a line end nothing is held back."""
+    with pytest.raises(ValueError, match="control"):
+        Scrubber((KEY + b"\n" + KEY,))
 
 
 def test_one_body_after_the_other() -> None:
     """The end of a body is the end of what it began, and field values in between do not matter."""
     scrubber = Scrubber((KEY,))
-    assert in_pieces(scrubber, b"a" + KEY[:9]) == [b"a", KEY[:9]]
-    assert scrubber.feed(KEY[9:]) == KEY[9:]
+    assert in_pieces(scrubber, b"\n" + KEY[:9]) == [b"\n", KEY[:9]]
+    assert scrubber.feed(KEY[9:] + b"\n") == KEY[9:] + b"\n"
     scrubber.feed(KEY[:9])
     assert scrubber.text(b"x" + KEY) == b"x" + b"*" * len(KEY)
-    assert scrubber.feed(KEY[9:]) == b"*" * len(KEY)
+    assert scrubber.feed(KEY[9:] + b"\n") == b"*" * len(KEY) + b"\n"
 
 
 def test_another_body_at_the_same_time() -> None:
     """It is looked for the same, and has nothing to do with what the first one holds back."""
     first = Scrubber((KEY,))
     first.feed(KEY[:9])
-    assert in_pieces(first.another(), KEY[9:], KEY) == [KEY[9:], b"*" * len(KEY), b""]
-    assert first.feed(KEY[9:]) == b"*" * len(KEY)
+    hidden = b"*" * len(KEY) + b"\n"
+    assert in_pieces(first.another(), KEY[9:] + b"\n", KEY + b"\n") == [KEY[9:] + b"\n", hidden, b""]
+    assert first.feed(KEY[9:] + b"\n") == hidden
 
 
 def test_what_is_to_be_hidden_later() -> None:
     """A body that has begun goes on for hours: it may show what was sent only then."""
     known = Scrubber((KEY,))
     body = known.another()
-    assert body.feed(b"a") == b"a"
+    assert body.feed(b"a\n") == b"a\n"
     known.cover([Scrubber((KEY,)), Scrubber((b"another-key",))])
-    assert in_pieces(body, b"another", b"-key", KEY) == [b"", b"*" * 11, b"*" * len(KEY), b""]
-
-
-def test_all_of_a_secret_at_the_end() -> None:
-    """A secret that is whole is hidden before anything else comes."""
-    scrubber = Scrubber((KEY,))
-    assert in_pieces(scrubber, b"<" + KEY, b">") == [b"<" + b"*" * len(KEY), b">", b""]
+    assert in_pieces(body, b"another", b"-key\n", KEY) == [b"", b"*" * 11 + b"\n", b"", b"*" * len(KEY)]
 
 
 @pytest.mark.parametrize(
