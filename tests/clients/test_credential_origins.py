@@ -16,12 +16,13 @@ from kit import origin_clients
 from kit.credentials import spelled
 from kit.namespaces import inside
 from kit.origins import AREAS, CONTROL, DATA, KINDS, LOOSE, PYTHON, Origins, host
-from kit.sandboxes import eventually
+from kit.sandboxes import eventually, settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from kit.machine import Record
     from kit.world import World
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel]
@@ -332,9 +333,15 @@ def test_paths_are_read_as_they_were_judged(origins: Origins, name: str) -> None
     bare = inside(
         origins.machine_netns, partial(origin_clients.spelled, name, targets, CONTROL, at, str(origins.ca_file))
     )
-    before = len(origins.records())
+    before = settled(lambda: len(origins.records()))
     told = origins.call(origin_clients.spelled, name, targets, "paths")
-    asked = [each for each in origins.records()[before:] if each["event"] == "request"]
+
+    def recorded() -> list[Record]:
+        return [each for each in origins.records()[before:] if each["event"] == "request"]
+
+    # What was refused is on record when we have seen its client leave.
+    assert eventually(lambda: len(recorded()) >= len(targets)), recorded()
+    asked = recorded()
     assert len(told) == len(targets) == len(asked)
     arrived = 0
     for target, (status, areas, body), record in zip(targets, told, asked, strict=True):

@@ -6,6 +6,7 @@ A denial in the other tests is the sandbox's doing only if the same thing works 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from kit.expect import require
 from kit.namespaces import NETNS_DIR, Namespaces
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kit.world import World
 
 pytestmark = [pytest.mark.root]
@@ -59,6 +62,11 @@ def test_long_dns_answer(world: World) -> None:
     assert world.machine.bare([sys.executable, "-c", count]).stdout == "80\n"
 
 
+def own_namespaces() -> set[Path]:
+    """Of the names in use, those with this process's id: others' come and go."""
+    return set(NETNS_DIR.glob(f"*-{os.getpid()}-*"))
+
+
 def test_namespaces_go() -> None:
     """Closing removes both namespaces, also when making them failed half-way."""
 
@@ -68,10 +76,10 @@ def test_namespaces_go() -> None:
             super()._make()
             raise RuntimeError
 
-    before = set(NETNS_DIR.iterdir())
+    before = own_namespaces()
     with pytest.raises(RuntimeError):
         Broken()
-    assert set(NETNS_DIR.iterdir()) == before
+    assert own_namespaces() == before
 
 
 def test_require(monkeypatch: pytest.MonkeyPatch) -> None:

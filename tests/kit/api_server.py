@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from aiohttp import web
+from kit.loops import let_go
 from kit.patience import patient
 from kit.sandboxes import eventually
 
@@ -180,6 +181,7 @@ class ApiServer:
         self._ready.set()
         await self._stop.wait()
         await runner.cleanup()
+        await let_go()
 
     async def _continue(self, request: web.Request) -> web.StreamResponse | None:
         """RFC 9110 §10.1.1: whoever lacks the credential is not asked for the body."""

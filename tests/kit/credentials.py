@@ -199,9 +199,10 @@ def _in_files(pid: int, wanted: Forms, since_ns: int) -> list[tuple[str, str]]:
 
 def of_ours(supervisor: int, secrets: Sequence[str]) -> list[str]:
     """Where a process of nono-ebpf's own has one of `secrets` for all to list: in its arguments or its environment."""
-    threads = Path(f"/proc/{supervisor}/task").iterdir()
-    children = [pid for thread in threads for pid in (thread / "children").read_text().split()]
-    found = []
+    children, found = [], []
+    for thread in Path(f"/proc/{supervisor}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            children += (thread / "children").read_text().split()
     for process in (Path(f"/proc/{pid}") for pid in [supervisor, *children]):
         with suppress(FileNotFoundError, ProcessLookupError):
             shown = {place: place.read_bytes() for place in (process / "cmdline", process / "environ")}

@@ -28,7 +28,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 TIMEOUT_S = patient(180)
 _ETC = {
-    "resolv.conf": f"nameserver {zone.DNS_V4}\noptions timeout:2 attempts:2\n",
+    "resolv.conf": f"nameserver {zone.DNS_V4}\noptions timeout:2 attempts:5\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost ip6-localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\n",
 }

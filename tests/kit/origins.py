@@ -79,8 +79,8 @@ CONTROL = "control"
 APPLICATION_PORT = 8080
 DATA = b"0123456789abcdef\n" * ((20 << 20) // 17 + 1)
 DATA = DATA[: 20 << 20]
-# net/tcp_states.h: TCP_ESTABLISHED, TCP_CLOSE_WAIT.
-_OPEN = ("01", "08")
+# net/tcp_states.h: TCP_ESTABLISHED, TCP_FIN_WAIT1 (the other side may not know yet), TCP_CLOSE_WAIT.
+_OPEN = ("01", "04", "08")
 _SITE = {"v1/files/data.txt": DATA, "v1/files/small.txt": b"small\n"}
 
 
@@ -148,12 +148,12 @@ def _idle_ms(name: str) -> int:
 
 
 class _Program:
-    """A server in namespace `netns`, up when this returns: somebody answers at port 443 of `address`.
+    """A server in namespace `netns`, up when this returns: somebody answers at port 443 of each of `addresses`.
 
     Its own directory has `requests.log`. Raises RuntimeError with what it said when it ends instead.
     """
 
-    def __init__(self, netns: str, work: Path, command: Sequence[str], address: str) -> None:
+    def __init__(self, netns: str, work: Path, command: Sequence[str], addresses: Sequence[str]) -> None:
         self.log, self._work = work / "requests.log", work
         with (work / "output").open("w") as output:
             self._process = subprocess.Popen(
@@ -164,7 +164,7 @@ class _Program:
                 cwd=work,
                 env={"PATH": os.defpath, "HOME": str(work)},
             )
-        up = partial(inside, netns, partial(_answers, address))
+        up = partial(inside, netns, lambda: all(map(_answers, addresses)))
         if not eventually(lambda: self.ended() is not None or up(), START_S) or self.ended() is not None:
             self.close()
             raise RuntimeError(self.said())
@@ -295,7 +295,8 @@ class Origins:
         command = {"nginx": self._nginx, "apache": self._apache}.get(kind, self._application)(kind, work, program)
         for path in (work, *work.iterdir()):
             shutil.chown(path, ACCOUNT.pw_uid, ACCOUNT.pw_gid)
-        return _Program(self.network.netns, work, command, self._at(host(kind)))
+        own = (at for name, at in self.network.addresses.items() if name.removesuffix(".test").split("-")[0] == kind)
+        return _Program(self.network.netns, work, command, tuple(own))
 
     def _nginx(self, kind: str, work: Path, program: str) -> list[str]:
         versions = {host(kind, each): " ".join(dict.fromkeys(both)) for each, both in VARIANTS.items()}
@@ -431,7 +432,7 @@ class Origins:
         return len(self.arrived(name, at_least, agent=agent))
 
     def holds_connections(self, name: str) -> bool:
-        """Whether the server of `name` has connections that it has not ended."""
+        """Whether the server of `name` has connections that it has not ended, or whose other end may not know yet."""
         local = f"{socket.inet_aton(self._at(name))[::-1].hex().upper()}:{443:04X}"
         table = inside(self.network.netns, Path("/proc/thread-self/net/tcp").read_text)
         lines = [line.split() for line in table.splitlines()]

@@ -12,6 +12,7 @@ import shutil
 import socket
 import socketserver
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 HERE = "/proc/self/ns/net"
 START_S = patient(90)
+# net/tcp_states.h: TCP_LISTEN.
+_LISTEN = "0A"
 _RESOLVES = {"nsswitch.conf": "hosts: files dns\n"}
 # A mount namespace of its own, in which the files of directory $0 are those of /etc.
 _WITH_ETC = 'for file in $(ls "$0"); do mount --bind "$0/$file" "/etc/$file"; done; exec "$@"'
@@ -96,10 +99,17 @@ class RealProxy:
 
     def _await_ready(self) -> None:
         end = time.monotonic() + START_S
-        while self._ready not in self.output():
+        while not (self._ready in self.output() and self._listens()):
             if self._process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(self.output())
             time.sleep(0.01)
+
+    def _listens(self) -> bool:
+        """Squid says that it accepts connections, and then calls listen(2)."""
+        address = int.from_bytes(socket.inet_aton(self.site.address), sys.byteorder)
+        local = f"{address:08X}:{self.site.port:04X}"
+        table = inside(self.site.netns, Path("/proc/thread-self/net/tcp").read_text)
+        return any((place, state) == (local, _LISTEN) for _, place, _, state, *_ in map(str.split, table.splitlines()))
 
     def output(self) -> str:
         """What it has printed and logged so far."""

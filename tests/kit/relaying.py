@@ -13,8 +13,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import fcntl
 import socket
 import struct
+import termios
+import time
 from collections.abc import Callable, Coroutine
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -47,8 +50,9 @@ FIRST_GIVEN = int(ip_address("198.18.0.2"))
 # No deadline ends before the script's own: a test goes on when something happens, not when time has passed.
 SCRIPT_S = 60
 LIMITS = Limits(
-    sniff_s=120, first_bytes_s=120, refusal_wait_s=120, resolve_s=120, connect_s=120, keep_alive_s=120, linger_s=120
-)
+    sniff_s=120, first_bytes_s=120, refusal_wait_s=120, resolve_s=120, connect_s=120, keep_alive_s=120, linger_s=120,
+    upstream_proxy_s=120, handshake_s=120, response_head_s=120, linger_in_all_s=120,
+)  # fmt: skip
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -113,6 +117,11 @@ class Peer:
 
     def close(self) -> None:
         self.sock.close()
+
+
+def _unacknowledged(sock: socket.socket) -> int:
+    """How much of what was sent has not arrived yet (SIOCOUTQ, tcp(7))."""
+    return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
 
 
 def to_proxy(line: str, fields: str = AUTHORIZED) -> bytes:
@@ -221,6 +230,8 @@ class Relaying:
         if saying:
             sock.connect(at)
             sock.sendall(saying)
+            while _unacknowledged(sock):
+                time.sleep(0.001)
         peer = self._kept(sock)
         if not saying:
             await asyncio.get_running_loop().sock_connect(sock, at)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import select
 import socket
 import subprocess
 import threading
@@ -26,6 +27,7 @@ import dns.rdatatype
 import dns.zone
 from aiohttp import web
 from kit import zone
+from kit.loops import let_go
 from kit.patience import patient
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ OpenDatagram = Callable[[str, int], socket.socket]
 StreamHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 BANNER = b"220 banner.example.com ready\r\n"
 DEADLINE_S = patient(90)
+TURNS = 10  # of the loop: a connection is accepted, read, understood and handled in one after the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class Servers:
         self._zones = [
             dns.zone.from_text(zone.zone_text(apex), apex, relativize=False) for apex in ("example.com", "example.net")
         ]
+        self._waiting = select.poll()  # for datagrams
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._ready: threading.Event = threading.Event()
@@ -75,6 +79,18 @@ class Servers:
         self._thread.start()
         if not self._ready.wait(DEADLINE_S):
             raise RuntimeError("the world's servers did not come up")
+
+    def forget(self) -> None:
+        """Begin anew. What has arrived by now was sent before, whether it has been looked at yet or not."""
+        asyncio.run_coroutine_threadsafe(self._take_in(), self._loop).result(DEADLINE_S)
+        self.seen.clear()
+        self.on_echo = lambda: None
+
+    async def _take_in(self) -> None:
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        while self._waiting.poll(0):
+            await asyncio.sleep(0)
 
     def close(self) -> None:
         """Close every socket and end the thread."""
@@ -96,7 +112,7 @@ class Servers:
         for transport in datagrams:
             transport.close()
         await runner.cleanup()
-        await _cancel_others()
+        await let_go()
 
     def _stream_services(self) -> dict[int, StreamHandler]:
         return {
@@ -208,6 +224,7 @@ class Servers:
 
     async def _start_datagram(self, address: str, port: int, arrived: Callable[..., None]) -> asyncio.DatagramTransport:
         opened = self._datagram(address, port)
+        self._waiting.register(opened, select.POLLIN)
         transport, _ = await self._loop.create_datagram_endpoint(lambda: _Datagrams(arrived), sock=opened)
         return transport
 
@@ -313,10 +330,3 @@ def _cgi_response(output: bytes) -> web.Response:
     fields = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
     status = int(fields.pop("Status", "200 OK").split()[0])
     return web.Response(status=status, headers=fields, body=body)
-
-
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)

@@ -9,6 +9,7 @@ async with Chained("a.test") as it:
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
 NAME = "proxy.test"
 OPENED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 PATIENT = replace(LIMITS, upstream_proxy_s=120)
+
+
+def unheard() -> socket.socket:
+    """Has a port of loopback, which nobody else gets, and does not listen: who connects to it is refused.
+
+    A listener that is shut down is none of that, where the kernel has chosen its port.
+    """
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    return taken
 
 
 class Chained(Relaying):

@@ -59,8 +59,7 @@ class World:
 
     def forget(self) -> None:
         """Begin a new test: nothing seen, nothing watched."""
-        self.servers.seen.clear()
-        self.servers.on_echo = lambda: None
+        self.servers.forget()
 
     def _make_certificates(self) -> ssl.SSLContext:
         authority = trustme.CA()

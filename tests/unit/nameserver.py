@@ -19,10 +19,20 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
+from nono_ebpf.dns.limits import Limits
 from nono_ebpf.model import Endpoint
 
 Zone = dict[tuple[str, str], list[str]]
+# Nothing is asked twice, and nobody gives up, because the process was held up for a while.
+UNHURRIED_S = 120
+UNHURRIED_RESOLV_CONF = f"options timeout:{UNHURRIED_S}\n"
 SOA = "ns.example. admin.example. 1 3600 600 86400 20"  # RFC 2308: negative answers live 20 s
+
+
+def unhurried(**limits: Any) -> Limits:
+    """The limits of a test that goes on when something happens, not when time has passed; `limits` replace some."""
+    deadlines = dict.fromkeys(("lookup_s", "query_s", "tcp_idle_s", "tcp_write_s"), UNHURRIED_S)
+    return Limits(**deadlines | limits)
 
 
 @dataclass
@@ -60,10 +70,10 @@ class Nameserver:
 
     async def __aexit__(self, *_: object) -> None:
         self._tcp.close()
-        await self._tcp.wait_closed()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tcp.wait_closed()
         self._udp.close()
         for _ in range(3):  # transports that were closed on either side finish in the next turns of the loop
             await asyncio.sleep(0)
@@ -82,11 +92,15 @@ class Nameserver:
     async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._tasks.add(task := asyncio.current_task())
         task.add_done_callback(self._tasks.discard)
-        size = int.from_bytes(await reader.readexactly(2), "big")
-        if (answer := await self._answer(await reader.readexactly(size), "tcp")) is not None:
-            writer.write(len(answer).to_bytes(2, "big") + answer)
-            await writer.drain()
-        writer.close()
+        try:
+            size = int.from_bytes(await reader.readexactly(2), "big")
+            if (answer := await self._answer(await reader.readexactly(size), "tcp")) is not None:
+                writer.write(len(answer).to_bytes(2, "big") + answer)
+                await writer.drain()
+        except asyncio.IncompleteReadError:  # it left without a question
+            return
+        finally:
+            writer.close()
         await writer.wait_closed()
 
     async def _answer(self, wire: bytes, transport: str) -> bytes | None:

@@ -23,6 +23,7 @@ from nono_ebpf.credentials.reading import Reading, Surroundings, unavailable
 from nono_ebpf.credentials.references import Named, parse_reference
 from nono_ebpf.credentials.secret import Secret
 from nono_ebpf.errors import CredentialUnavailable
+from nono_ebpf.relay import secrets
 from nono_ebpf.relay.secrets import BrokeredCredentials
 
 if TYPE_CHECKING:
@@ -37,11 +38,21 @@ LAZY = Named("lazy")
 def running(test: Callable[..., Coroutine[None, None, None]]) -> Callable[..., None]:
     """The test in a loop of its own."""
 
+    async def within_deadline(script: Coroutine[None, None, None]) -> None:
+        async with asyncio.timeout(patient(300)):
+            await script
+
     @functools.wraps(test)
     def run(*arguments: object, **named: object) -> None:
-        asyncio.run(test(*arguments, **named))
+        asyncio.run(within_deadline(test(*arguments, **named)))
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody gives up because this process was held up for a while."""
+    monkeypatch.setattr(secrets, "_GRACE_S", patient(3600))
 
 
 @dataclass
@@ -56,6 +67,10 @@ class Served:
     def ask(self, data: bytes) -> tuple[messages.Answer, bytes]:
         """Send that, and wait for what comes."""
         self.proxy.send(data)
+        return self.answer()
+
+    def answer(self) -> tuple[messages.Answer, bytes]:
+        """The next one that comes."""
         found = messages.split(memoryview(self.proxy.recv(messages.ANSWER_MAX)))
         assert found is not None
         return found[0], bytes(found[1])
@@ -397,7 +412,7 @@ async def test_a_failing_source_is_not_asked_at_the_pace_of_requests(source: Pat
 
 
 @running
-async def test_a_flood_waits_in_bounds(source: Path) -> None:
+async def test_a_flood_waits_in_bounds(source: Path, clock: Clock) -> None:
     """Of questions for one slow credential, so many wait; the others are refused at once."""
     source.unlink()
     os.mkfifo(source)
@@ -405,10 +420,12 @@ async def test_a_flood_waits_in_bounds(source: Path) -> None:
         served.proxy.recv(messages.ANSWER_MAX)
         for number in range(broker_module._WAITING_MAX + 2):
             served.proxy.send(messages.encoded(messages.Request(number, 0, 0)))
-        found = messages.split(memoryview(served.proxy.recv(messages.ANSWER_MAX)))
-        assert found is not None
-        assert (found[0].id, found[0].state) == (broker_module._WAITING_MAX + 1, "failed")
+        last = broker_module._WAITING_MAX + 1
+        assert served.answer() == (messages.Answer(last, "failed", problem="too many requests wait for it"), b"")
         source.write_text("x")
+        answered = [served.answer()[0] for _ in range(last)]  # all of them, or it would be busy with that at its end
+        assert [each.id for each in answered] == list(range(last))
+        assert {each.state for each in answered} == {messages.VALUE}
 
 
 @running
@@ -437,11 +454,12 @@ async def test_without_a_broker_there_is_nothing_to_start_with() -> None:
 
 
 @running
-async def test_a_broker_that_does_not_answer() -> None:
+async def test_a_broker_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its longest source, twice, and a little: then the request is refused."""
     proxy, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        theirs.send(messages.encoded(messages.Greeting(("a",), -2.4)))  # so little is left of it: 0.2 s
+        monkeypatch.setattr(secrets, "_GRACE_S", 0.1)
+        theirs.send(messages.encoded(messages.Greeting(("a",), 0.05)))
         credentials = BrokeredCredentials(proxy)
         assert await state_of(credentials, "a") == "timed_out"
         credentials.close()

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import os
-import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ import trustme
 from kit.proxies import HERE, RealProxy, Site, Squid, Tinyproxy, free_port
 from kit.relaying import Peer, Run, run
 from kit.sandboxes import eventually
-from kit.upstream_proxies import Chained
+from kit.upstream_proxies import Chained, unheard
 
 from nono_ebpf.relay.chain import ProxyAccess
 from nono_ebpf.tls.contexts import context_for
@@ -42,8 +41,9 @@ class Office:
     tls: bool
     access: ProxyAccess
 
-    def relaying(self, access: ProxyAccess | None = None) -> Chained:
-        return Chained("a.test", proxy_port=self.proxy.site.port, tls=self.tls, access=access or self.access)
+    def relaying(self, access: ProxyAccess | None = None, *, allow: tuple[str, ...] = ()) -> Chained:
+        where = {"proxy_port": self.proxy.site.port, "tls": self.tls}
+        return Chained("a.test", **where, access=access or self.access, allow=allow)
 
     async def was_asked_for(self, target: str) -> None:
         """Once, and for nothing else."""
@@ -210,15 +210,15 @@ def test_a_host_that_is_down(run: Run, offices: Offices, mode: str) -> None:
     """The proxy says so, and we pass it on."""
     office = offices.open(mode)
 
-    async def script() -> None:
-        async with office.relaying() as it:
-            it.upstream.shutdown(socket.SHUT_RDWR)  # nobody else gets the port
-            client = await it.connect("a.test")
-            await client.send(f"GET / HTTP/1.1\r\nHost: a.test:{it.port}\r\n\r\n".encode())
+    async def script(port: int) -> None:
+        async with office.relaying(allow=(f"a.test:{port}",)) as it:
+            client = await it.connect("a.test", port)
+            await client.send(f"GET / HTTP/1.1\r\nHost: a.test:{port}\r\n\r\n".encode())
             status, reason = await refusal(client)
             assert (status, reason.endswith(": it cannot reach the host")) == (502, True), reason
 
-    run(script())
+    with unheard() as down:
+        run(script(down.getsockname()[1]))
 
 
 def test_a_name_that_only_the_proxy_knows(run: Run, offices: Offices) -> None:

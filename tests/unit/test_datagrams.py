@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kit.relaying import Run, run
 
@@ -19,13 +19,25 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
+class Counting(socket.socket):
+    """Knows how many datagrams were read from it."""
+
+    taken = 0
+
+    def recvfrom_into(self, *arguments: Any) -> tuple[int, Any]:
+        found = super().recvfrom_into(*arguments)
+        self.taken += 1
+        return found
+
+
 class Served:
     """An echo, and two clients; `owners` maps a source port to a process."""
 
     def __init__(self, limits: Limits) -> None:
-        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock = Counting(socket.AF_INET, socket.SOCK_DGRAM)
         self.sock.bind(("127.0.0.1", 0))
         self.owners: dict[int, int] = {}
+        self.clients: list[socket.socket] = []
         self.now_s = 100.0
         self.datagrams = Datagrams(self.sock, self.asker, self.answer, limits, lambda: self.now_s)
         self.answered: list[bytes] = []
@@ -38,8 +50,15 @@ class Served:
         self.answered.append(data)
         return data
 
+    async def floods(self, taken: int) -> int:
+        """How many were answered when as many datagrams as that were read: of two senders, the later may come first."""
+        while self.sock.taken < taken or self.datagrams._outstanding:
+            await asyncio.sleep(0.001)
+        return self.answered.count(b"flood")
+
     def client(self, pid: int) -> socket.socket:
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.clients.append(client)
         client.connect(self.sock.getsockname())
         client.setblocking(False)
         self.owners[client.getsockname()[1]] = pid
@@ -51,10 +70,14 @@ async def served(limits: Limits) -> AsyncIterator[Served]:
     it = Served(limits)
     task = asyncio.ensure_future(it.datagrams.serve())
     await asyncio.sleep(0)
-    yield it
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    try:
+        yield it
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        for each in it.clients:
+            each.close()
     assert it.sock.fileno() == -1
 
 
@@ -70,14 +93,12 @@ def test_a_flood_of_one_process_leaves_the_others_their_answers(run: Run) -> Non
                     each.send(b"flood")
             good.send(b"good")
             assert await asyncio.get_running_loop().sock_recv(good, 99) == b"good"
-            assert it.answered.count(b"flood") == 4
+            assert await it.floods(91) == 4
             it.now_s += 1
             flooding[0].send(b"flood")
             good.send(b"good")
             assert await asyncio.get_running_loop().sock_recv(good, 99) == b"good"
-            assert it.answered.count(b"flood") == 5
-            for each in (*flooding, good):
-                each.close()
+            assert await it.floods(93) == 5
 
     run(script())
 

@@ -7,10 +7,11 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import dns.asyncquery
@@ -23,11 +24,11 @@ import dns.rdataclass
 import dns.rdatatype
 import pytest
 import uvloop
-from nameserver import Nameserver, Zone
+from kit.expect import missing
+from nameserver import UNHURRIED_RESOLV_CONF, UNHURRIED_S, Nameserver, Zone, unhurried
 
 from nono_ebpf.audit.record import SEARCH_LIST, Record
 from nono_ebpf.audit.window import Window, Worth
-from nono_ebpf.dns.limits import Limits
 from nono_ebpf.dns.names import V4_POOL, V6_POOL, NameTable
 from nono_ebpf.dns.resolver import HostResolver
 from nono_ebpf.dns.server import DnsServer
@@ -39,6 +40,7 @@ from nono_ebpf.policy.upstream_proxy import UpstreamProxy, parse_bypass
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
+    from nono_ebpf.dns.limits import Limits
     from nono_ebpf.model import IPAddress
 
     Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -106,7 +108,7 @@ async def box(
     pinned: dict[str, tuple[IPAddress, ...]] | None = None,
     names: NameTable | None = None,
     limits: Limits | None = None,
-    resolv_conf: Path = NOWHERE,
+    resolv_conf: str = UNHURRIED_RESOLV_CONF,
     upstream_proxy: UpstreamProxy | None = None,
 ) -> AsyncIterator[Box]:
     """A sandbox's DNS side with these rules, in front of a nameserver with `zone`."""
@@ -115,17 +117,21 @@ async def box(
         HostRules([parse_deny_rule(rule, "--deny-domain") for rule in deny]),
         upstream_proxy=upstream_proxy,
     )
-    async with Nameserver(zone) as upstream:
-        resolver = HostResolver(
-            pinned, hosts=NOWHERE, resolv_conf=resolv_conf, nameservers=[upstream.endpoint], limits=limits
-        )
-        names, clock = names or NameTable(), Clock()
-        made = Box(None, names, resolver, upstream, clock)  # type: ignore[arg-type]  # needs `made` itself
-        made.server = DnsServer(policy, resolver, names, lambda _: CURL, made, limits=limits, clock=clock)
-        try:
-            yield made
-        finally:
-            await resolver.aclose()
+    limits = limits or unhurried()
+    with TemporaryDirectory() as directory:
+        conf = Path(directory, "resolv.conf")
+        conf.write_text(resolv_conf)
+        async with Nameserver(zone) as upstream:
+            resolver = HostResolver(
+                pinned, hosts=NOWHERE, resolv_conf=conf, nameservers=[upstream.endpoint], limits=limits
+            )
+            names, clock = names or NameTable(), Clock()
+            made = Box(None, names, resolver, upstream, clock)  # type: ignore[arg-type]  # needs `made` itself
+            made.server = DnsServer(policy, resolver, names, lambda _: CURL, made, limits=limits, clock=clock)
+            try:
+                yield made
+            finally:
+                await resolver.aclose()
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -423,7 +429,7 @@ def test_a_datagram_is_never_longer_than_the_client_takes(edns: int | None, fits
     """What does not fit is cut with TC set; the same question over TCP gets everything."""
 
     async def scenario() -> None:
-        async with box("big.test", limits=Limits(addresses=120)) as b:
+        async with box("big.test", limits=unhurried(addresses=120)) as b:
             query = dns.message.make_query("big.test", "A", use_edns=edns is not None, payload=edns or 0)
             wire = await b.server.answer(query.to_wire(), CURL, udp=True)
             assert wire is not None
@@ -532,7 +538,7 @@ def test_a_resolver_that_never_answers_does_not_hold_a_query_for_ever() -> None:
     """A question has a deadline of its own."""
 
     async def scenario() -> None:
-        async with box("a.test", limits=Limits(query_s=0.01)) as b:
+        async with box("a.test", limits=unhurried(query_s=0.01)) as b:
             b.upstream.silent.add("a.test")
             response = await b.ask("a.test")
             assert (response.rcode(), explained(response)) == (dns.rcode.SERVFAIL, [(0, "no answer in time")])
@@ -540,13 +546,11 @@ def test_a_resolver_that_never_answers_does_not_hold_a_query_for_ever() -> None:
     asyncio.run(scenario())
 
 
-def test_a_search_list_probe_is_recorded_but_not_as_something_anybody_asked(tmp_path: Path) -> None:
+def test_a_search_list_probe_is_recorded_but_not_as_something_anybody_asked() -> None:
     """`a.test.corp.example` is a resolver's own idea; `evil.corp.example` is not."""
-    conf = tmp_path / "resolv.conf"
-    conf.write_text("search corp.example\n")
 
     async def scenario() -> None:
-        async with box("a.test", resolv_conf=conf) as b:
+        async with box("a.test", resolv_conf="search corp.example\n") as b:
             for name in ("a.test.corp.example", "evil.corp.example", "corp.example"):
                 assert (await b.ask(name)).rcode() == dns.rcode.NXDOMAIN
             assert [(record.denial_category, record.remedy) for record in b.records] == [
@@ -581,7 +585,7 @@ def test_a_flood_of_names_is_a_bounded_number_of_records() -> None:
     """The log says that there was more than it holds, once."""
 
     async def scenario() -> None:
-        async with box(limits=Limits(records_per_window=10)) as b:
+        async with box(limits=unhurried(records_per_window=10)) as b:
             for number in range(100):
                 await b.ask(f"n{number}.test")
             assert len(b.records) == 11
@@ -607,11 +611,22 @@ def test_the_window_forgets_everything_at_its_end() -> None:
 # --- sockets ---
 
 
+def on_loopback(family: socket.AddressFamily) -> socket.socket:
+    """A datagram socket; not every machine has IPv6."""
+    with ExitStack() as on_failure:
+        try:
+            sock = on_failure.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+        except OSError as error:
+            missing("ipv6" if family == socket.AF_INET6 else "ipv4", f"there is no loopback of that family: {error}")
+        on_failure.pop_all()
+    return sock
+
+
 @asynccontextmanager
 async def udp(b: Box, family: socket.AddressFamily = socket.AF_INET) -> AsyncIterator[tuple[str, int]]:
     """The server on a datagram socket of loopback."""
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+    sock = on_loopback(family)
     address = sock.getsockname()[:2]
     task = asyncio.create_task(b.server.serve_udp(sock))
     try:
@@ -659,12 +674,12 @@ def test_datagrams_are_answered_to_their_sender(family: socket.AddressFamily, ru
         async with box("a.test") as b, udp(b, family) as (address, port):
             askers: list[tuple[str, int]] = []
             b.server._asker = lambda peer: askers.append(peer)
-            with socket.socket(family, socket.SOCK_DGRAM) as client:
+            query = dns.message.make_query("a.test", "A")
+            with socket.socket(family, socket.SOCK_DGRAM) as client:  # open, or what it is told could reach the next
                 for garbage in (b"", b"\xff" * 40, b"\0" * 12, os.urandom(600)):
                     client.sendto(garbage, (address, port))
                 source = client.getsockname()[1]
-            query = dns.message.make_query("a.test", "A")
-            response = await dns.asyncquery.udp(query, address, port=port, timeout=60)
+                response = await dns.asyncquery.udp(query, address, port=port, timeout=UNHURRIED_S)
             assert addresses(response) == ["203.0.113.1", "203.0.113.2"]
             assert all(len(peer) == 2 and peer[0] == address for peer in askers)
             assert source in {peer[1] for peer in askers}
@@ -677,18 +692,18 @@ def test_slow_names_do_not_hold_up_others(run: Run) -> None:
     """A query that waits for the upstream does not block the socket, and the oldest of too many makes way."""
 
     async def scenario() -> None:
-        async with box("*.test", limits=Limits(outstanding_queries=1)) as b, udp(b) as (address, port):
+        async with box("*.test", limits=unhurried(outstanding_queries=1)) as b, udp(b) as (address, port):
             b.upstream.gate.clear()
             slow = dns.message.make_query("a.test", "A")
             waiting = asyncio.create_task(dns.asyncquery.udp(slow, address, port=port, timeout=0.2))
             while not b.upstream.seen:
                 await asyncio.sleep(0)
             quick = dns.message.make_query("localhost", "A")
-            assert addresses(await dns.asyncquery.udp(quick, address, port=port, timeout=60)) == ["127.0.0.1"]
+            assert addresses(await dns.asyncquery.udp(quick, address, port=port, timeout=UNHURRIED_S)) == ["127.0.0.1"]
             b.upstream.gate.set()
             with pytest.raises(dns.exception.Timeout):
                 await waiting
-            again = await dns.asyncquery.udp(slow, address, port=port, timeout=60)
+            again = await dns.asyncquery.udp(slow, address, port=port, timeout=UNHURRIED_S)
             assert len(addresses(again)) == 2
             assert [name for name, _, _ in b.upstream.seen] == ["a.test"]
 
@@ -699,7 +714,7 @@ def test_invented_names_are_rationed_and_spelled_out_ones_are_not(run: Run) -> N
     """The excess is a server failure that says why, is not forwarded, and is one record a window."""
 
     async def scenario() -> None:
-        limits = Limits(new_names_of_process=2, new_names_of_process_per_s=0)
+        limits = unhurried(new_names_of_process=2, new_names_of_process_per_s=0)
         async with box("*.test", "four.test", limits=limits) as b:
             for n in range(6):
                 last = await b.ask(f"invented{n}.test")
@@ -745,10 +760,10 @@ def test_a_truncated_answer_can_be_had_over_tcp(run: Run) -> None:
     """The retry that TC asks for works."""
 
     async def scenario() -> None:
-        limits = Limits(addresses=120)
+        limits = unhurried(addresses=120)
         async with box("big.test", limits=limits) as b, udp(b) as (address, port), tcp(b) as (reader, writer, _):
             query = dns.message.make_query("big.test", "A")
-            truncated = await dns.asyncquery.udp(query, address, port=port, timeout=60)
+            truncated = await dns.asyncquery.udp(query, address, port=port, timeout=UNHURRIED_S)
             assert truncated.flags & dns.flags.TC
             writer.write(query.to_wire(prepend_length=True))
             assert len(addresses(await read_message(reader))) == 120
@@ -805,7 +820,7 @@ def test_a_pipeline_without_end_is_not_read_without_end(run: Run) -> None:
     """Unanswered queries of one connection are bounded; the rest stays in the client's socket."""
 
     async def scenario() -> None:
-        limits = Limits(tcp_pipelined=2)
+        limits = unhurried(tcp_pipelined=2)
         async with box("*.test", limits=limits) as b, tcp(b) as (reader, writer, _):
             b.upstream.gate.clear()
             for number in range(5):
@@ -827,7 +842,7 @@ def test_silence_halves_and_oversized_messages_end_a_connection(sent: bytes, run
     """Without the client's help: an idle deadline covers everything it can leave out."""
 
     async def scenario() -> None:
-        async with box(limits=Limits(tcp_idle_s=0.01)) as b, tcp(b) as (reader, writer, task):
+        async with box(limits=unhurried(tcp_idle_s=0.01)) as b, tcp(b) as (reader, writer, task):
             writer.write(sent)
             await task
             with suppress(OSError):
@@ -841,7 +856,7 @@ def test_a_client_that_does_not_read_is_let_go(run: Run) -> None:
     """Answers are not kept for it beyond a deadline."""
 
     async def scenario() -> None:
-        limits = Limits(tcp_write_s=0.05)
+        limits = unhurried(tcp_write_s=0.05)
         async with box("big.test", limits=limits) as b:
             ours, theirs = socket.socketpair()
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -864,7 +879,7 @@ def test_connections_are_bounded(run: Run) -> None:
 
     async def scenario() -> None:
         async with (
-            box(limits=Limits(tcp_connections=2)) as b,
+            box(limits=unhurried(tcp_connections=2)) as b,
             tcp(b) as (reader, writer, _),
             tcp(b) as (silent, _, ended),
         ):
@@ -885,7 +900,7 @@ def test_a_connection_with_a_question_under_way_is_not_idle(run: Run) -> None:
 
     async def scenario() -> None:
         async with (
-            box("a.test", limits=Limits(tcp_connections=2)) as b,
+            box("a.test", limits=unhurried(tcp_connections=2)) as b,
             tcp(b) as (reader, writer, _),
             tcp(b) as (_, idle, ended),
         ):
@@ -906,7 +921,7 @@ def test_who_is_ended_takes_what_it_asked_along(run: Run) -> None:
     """A connection that gives way leaves no question behind, or a flood of connections would pile them up."""
 
     async def scenario() -> None:
-        async with box("*.test", limits=Limits(tcp_connections=1)) as b, tcp(b) as (_, writer, ended):
+        async with box("*.test", limits=unhurried(tcp_connections=1)) as b, tcp(b) as (_, writer, ended):
             b.upstream.gate.clear()
             for number in range(8):
                 writer.write(framed(f"n{number}.test", number))
@@ -925,7 +940,7 @@ def test_questions_of_all_connections_are_bounded(run: Run) -> None:
     """They may all be answered in one turn of the loop: the connection with most of them ends."""
 
     async def scenario() -> None:
-        limits = Limits(tcp_outstanding=6)
+        limits = unhurried(tcp_outstanding=6)
         async with box("*.test", limits=limits) as b, tcp(b) as (reader, few, _), tcp(b) as (_, many, ended):
             b.upstream.gate.clear()
             few.write(framed("few.test", 1))

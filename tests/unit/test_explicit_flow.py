@@ -256,10 +256,12 @@ def test_connect_to_an_address_that_was_given_for_a_name(run: Run) -> None:
             assert await client.receive_until(b"\r\n\r\n") == ESTABLISHED
             client.close()
             server.close()
+            await it.ended()
             denied = await it.connect_to_proxy()
             await denied.send(to_proxy(f"CONNECT 198.18.0.3:{it.port}"))
             assert (await answer_to(denied)).body["host"] == "b.test"
             denied.close()
+            await it.ended()
             stranger = await it.connect_to_proxy()
             await stranger.send(to_proxy(f"CONNECT 198.18.0.4:{it.port}"))
             assert (await answer_to(stranger)).body["host"] == "198.18.0.4"
@@ -864,10 +866,12 @@ def test_a_client_that_leaves_in_the_middle(run: Run) -> None:
     async def script() -> None:
         async with Relaying("a.test") as it:
             whole = to_proxy(f"CONNECT a.test:{it.port}")
-            for size in (1, len(whole) // 2, len(whole) - 1):
+            for number, size in enumerate((1, len(whole) // 2, len(whole) - 1), 1):
                 client = await it.connect_to_proxy()
                 await client.send(whole[:size])
                 client.reset()
+                while len(it.records) < number:
+                    await asyncio.sleep(0.001)
             await assert_served(it)
             assert len(await it.ended()) == 4
 

@@ -44,7 +44,7 @@ __all__ = ["run"]
 
 OPENED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 ASKED = b"CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n\r\n"
-PATIENT = replace(LIMITS, upstream_proxy_s=30)
+PATIENT = replace(LIMITS, upstream_proxy_s=120)
 NAME = "proxy.test"
 V12, V13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 

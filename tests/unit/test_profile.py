@@ -299,7 +299,7 @@ def test_what_is_shown_turns_no_text_around(directory: Path, capsys: pytest.Capt
     nasty = "a\u009b31m\u202ecilbup\x7f\u2066b"
     auth = {"token_url": "https://c.com", "client_id": nasty, "client_secret": "env://X", "extra_params": {nasty: "x"}}
     keys = {"custom_credentials": {"c": {"upstream": "https://c.com", "auth": auth}}}
-    name = write(directory, f"p{nasty}.json", {"network": keys, "command_policies": {}})
+    name = write(directory, f"p{os.fsdecode(nasty.encode())}.json", {"network": keys, "command_policies": {}})
     for action in (["check"], ["check", "--json"], ["show"], ["show", "--json"]):
         status, out, err = run(capsys, *action, name)
         assert status == 0

@@ -13,7 +13,7 @@ import dns.rcode
 import dns.rdatatype
 import pytest
 import uvloop
-from nameserver import Nameserver, Zone
+from nameserver import UNHURRIED_RESOLV_CONF, Nameserver, Zone, unhurried
 
 from nono_ebpf.dns import resolver as module
 from nono_ebpf.dns.hosts import Reread, parse_hosts
@@ -61,8 +61,20 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
 
 @pytest.fixture
 def no_files(tmp_path: Path) -> dict[str, Path]:
-    """This machine's own files must not decide a test."""
+    """This machine's own files must not decide a test, nor how long it is held up."""
+    (tmp_path / "resolv.conf").write_text(UNHURRIED_RESOLV_CONF)
     return {"hosts": tmp_path / "hosts", "resolv_conf": tmp_path / "resolv.conf"}
+
+
+def asking(
+    upstream: Nameserver,
+    files: dict[str, Path],
+    pinned: dict[str, tuple[IPAddress, ...]] | None = None,
+    *,
+    limits: Limits | None = None,
+    **more: Any,
+) -> HostResolver:
+    return HostResolver(pinned, nameservers=[upstream.endpoint], limits=limits or unhurried(), **files, **more)
 
 
 def texts(addresses: tuple[ResolvedAddress, ...]) -> list[str]:
@@ -74,7 +86,7 @@ def test_both_families_are_looked_up_and_ipv6_comes_first(run: Run, no_files: di
 
     async def scenario() -> None:
         async with Nameserver(ZONE) as upstream:
-            resolver = HostResolver(nameservers=[upstream.endpoint], **no_files)
+            resolver = asking(upstream, no_files)
             found = await resolver.lookup("a.test")
             assert texts(found) == ["2001:db8::1", "203.0.113.1", "203.0.113.2"]
             assert not any(each.own or each.pinned for each in found)
@@ -86,11 +98,11 @@ def test_both_families_are_looked_up_and_ipv6_comes_first(run: Run, no_files: di
 
 def test_names_are_absolute(run: Run, no_files: dict[str, Path]) -> None:
     """A search list in resolv.conf is never applied to a name that was judged as it is."""
-    no_files["resolv_conf"].write_text("search corp.test\noptions ndots:5\n")
+    no_files["resolv_conf"].write_text(f"search corp.test\noptions ndots:5\n{UNHURRIED_RESOLV_CONF}")
 
     async def scenario() -> None:
         async with Nameserver({("db.corp.test", "A"): ["203.0.113.1"]}) as upstream:
-            resolver = HostResolver(nameservers=[upstream.endpoint], **no_files)
+            resolver = asking(upstream, no_files)
             with pytest.raises(UpstreamError, match="no such name"):
                 await resolver.lookup("db")
             assert {name for name, _, _ in upstream.seen} == {"db"}
@@ -103,7 +115,7 @@ def test_an_alias_chain_is_followed_and_told(run: Run, no_files: dict[str, Path]
 
     async def scenario() -> None:
         async with Nameserver(ZONE) as upstream:
-            resolver = HostResolver(nameservers=[upstream.endpoint], **no_files)
+            resolver = asking(upstream, no_files)
             answer = await resolver.resolve("alias.test", A)
             assert answer.cnames == ("middle.test", "a.test")
             assert texts(answer.addresses) == ["203.0.113.1", "203.0.113.2"]
@@ -116,7 +128,7 @@ def test_no_such_name_and_no_data_are_told_apart(run: Run, no_files: dict[str, P
 
     async def scenario() -> None:
         async with Nameserver(ZONE) as upstream:
-            resolver = HostResolver(nameservers=[upstream.endpoint], **no_files)
+            resolver = asking(upstream, no_files)
             assert (await resolver.resolve("missing.test", A)).rcode == dns.rcode.NXDOMAIN
             for name in ("missing.test", "dangling.test"):
                 with pytest.raises(UpstreamError, match="no such name") as caught:
@@ -135,11 +147,11 @@ def test_server_failure_silence_and_nonsense_are_upstream_errors(run: Run, no_fi
 
     async def scenario() -> None:
         async with Nameserver(ZONE, broken={"a.test"}, silent={"four.test"}) as upstream:
-            resolver = HostResolver(nameservers=[upstream.endpoint], limits=Limits(lookup_s=60), **no_files)
+            resolver = asking(upstream, no_files)
             with pytest.raises(UpstreamError, match="SERVFAIL"):
                 await resolver.lookup("a.test")
             with pytest.raises(UpstreamError, match="in time"):
-                await HostResolver(nameservers=[upstream.endpoint], limits=impatient, **no_files).lookup("four.test")
+                await asking(upstream, no_files, limits=impatient).lookup("four.test")
             upstream.broken.clear()
             assert len(await resolver.lookup("a.test")) == 3
             endpoint = upstream.endpoint
@@ -165,7 +177,7 @@ def test_a_truncated_answer_is_asked_for_again_over_tcp(run: Run, no_files: dict
 
     async def scenario() -> None:
         async with Nameserver(ZONE, long={"big.test"}) as upstream:
-            resolver = HostResolver(nameservers=[upstream.endpoint], limits=Limits(addresses=199), **no_files)
+            resolver = asking(upstream, no_files, limits=unhurried(addresses=199))
             assert len((await resolver.resolve("big.test", A)).addresses) == 199
             assert upstream.seen == [("big.test", "A", "udp"), ("big.test", "A", "tcp")]
 
@@ -177,7 +189,7 @@ def test_of_very_many_addresses_some_are_kept(run: Run, no_files: dict[str, Path
 
     async def scenario() -> None:
         async with Nameserver(ZONE, long={"big.test"}) as upstream:
-            resolver = HostResolver(nameservers=[upstream.endpoint], **no_files)
+            resolver = asking(upstream, no_files)
             assert len((await resolver.resolve("big.test", A)).addresses) == 32
 
     run(scenario())
@@ -189,7 +201,7 @@ def test_answers_live_as_long_as_they_say(run: Run, no_files: dict[str, Path]) -
 
     async def scenario() -> None:
         async with Nameserver(ZONE, ttl_s=60) as upstream:
-            resolver = HostResolver(nameservers=[upstream.endpoint], clock=clock, **no_files)
+            resolver = asking(upstream, no_files, clock=clock)
             assert (await resolver.resolve("a.test", A)).ttl_s == 60
             clock.now_s += 59
             assert (await resolver.resolve("a.test", A)).ttl_s == 1
@@ -207,7 +219,7 @@ def test_a_long_ttl_is_shortened_and_a_negative_one_obeyed(run: Run, no_files: d
 
     async def scenario() -> None:
         async with Nameserver(ZONE, ttl_s=86400) as upstream:
-            resolver = HostResolver(nameservers=[upstream.endpoint], clock=clock, **no_files)
+            resolver = asking(upstream, no_files, clock=clock)
             assert (await resolver.resolve("a.test", A)).ttl_s == Limits().ttl_s
             assert (await resolver.resolve("missing.test", A)).ttl_s == 20
             clock.now_s += 20
@@ -223,8 +235,8 @@ def test_a_ttl_of_zero_lasts_a_moment_and_the_cache_is_bounded(run: Run, no_file
     async def scenario() -> None:
         async with Nameserver(ZONE, ttl_s=0) as upstream:
             clock = Clock()
-            limits = Limits(cached_answers=1)
-            resolver = HostResolver(nameservers=[upstream.endpoint], limits=limits, clock=clock, **no_files)
+            limits = unhurried(cached_answers=1)
+            resolver = asking(upstream, no_files, limits=limits, clock=clock)
             for _ in range(3):
                 await resolver.resolve("a.test", A)
             assert len(upstream.seen) == 1
@@ -243,7 +255,7 @@ def test_equal_lookups_at_once_are_one_question(run: Run, no_files: dict[str, Pa
     async def scenario() -> None:
         async with Nameserver(ZONE) as upstream:
             upstream.gate.clear()
-            resolver = HostResolver(nameservers=[upstream.endpoint], **no_files)
+            resolver = asking(upstream, no_files)
             first = asyncio.create_task(resolver.resolve("a.test", A))
             others = [asyncio.create_task(resolver.resolve("a.test", A)) for _ in range(20)]
             while not upstream.seen:
@@ -264,8 +276,8 @@ def test_the_number_of_lookups_under_way_is_bounded(run: Run, no_files: dict[str
     async def scenario() -> None:
         async with Nameserver(ZONE) as upstream:
             upstream.gate.clear()
-            limits = Limits(outstanding_lookups=1)
-            resolver = HostResolver(nameservers=[upstream.endpoint], limits=limits, **no_files)
+            limits = unhurried(outstanding_lookups=1)
+            resolver = asking(upstream, no_files, limits=limits)
             waiting = asyncio.create_task(resolver.resolve("a.test", A))
             while not upstream.seen:
                 await asyncio.sleep(0)
@@ -285,7 +297,7 @@ def test_pinned_names_are_asked_of_nobody(run: Run, no_files: dict[str, Path]) -
 
     async def scenario() -> None:
         async with Nameserver(ZONE) as upstream:
-            resolver = HostResolver(pinned, nameservers=[upstream.endpoint], **no_files)
+            resolver = asking(upstream, no_files, pinned)
             assert await resolver.lookup("a.test") == (ResolvedAddress(ip_address("127.0.0.1"), own=True, pinned=True),)
             assert (await resolver.resolve("a.test", AAAA)).addresses == ()
             assert upstream.seen == []
@@ -331,7 +343,7 @@ def test_a_mapped_address_is_the_ipv4_address(run: Run, no_files: dict[str, Path
 
     async def scenario() -> None:
         async with Nameserver(ZONE) as upstream:
-            resolver = HostResolver(nameservers=[upstream.endpoint], **no_files)
+            resolver = asking(upstream, no_files)
             assert await resolver.lookup("mapped.test") == (ResolvedAddress(ip_address("127.0.0.1"), own=True),)
 
     run(scenario())
@@ -343,7 +355,7 @@ def test_the_hosts_file_answers_first_and_is_read_again_when_changed(run: Run, n
 
     async def scenario() -> None:
         async with Nameserver(ZONE) as upstream:
-            resolver = HostResolver(nameservers=[upstream.endpoint], **no_files)
+            resolver = asking(upstream, no_files)
             assert len(await resolver.lookup("four.test")) == 1
             hosts.write_text("198.51.100.1 four.test\n")
             assert texts(await resolver.lookup("four.test")) == ["198.51.100.1"]
@@ -395,6 +407,7 @@ def test_an_unchanged_file_is_parsed_once(tmp_path: Path) -> None:
 def test_nameservers_come_from_resolv_conf_and_follow_it(no_files: dict[str, Path]) -> None:
     """The file's servers are used, replaced when it changes, and the search list is only reported."""
     conf = no_files["resolv_conf"]
+    conf.unlink()
     resolver = HostResolver(**no_files)
     assert resolver.search_list() == ()
     conf.write_text("nameserver 203.0.113.53\nsearch corp.example lab.example .\n")
@@ -413,7 +426,9 @@ def _servers(resolver: HostResolver) -> list[Any]:
 @pytest.mark.parametrize("text", [None, "", "nameserver nonsense\n", f"nameserver ::1\nsearch {'x' * 64}\n"])
 def test_an_unusable_resolv_conf_is_an_upstream_error(text: str | None, run: Run, no_files: dict[str, Path]) -> None:
     """No guess is made about a nameserver that nobody configured."""
-    if text is not None:
+    if text is None:
+        no_files["resolv_conf"].unlink()
+    else:
         no_files["resolv_conf"].write_text(text)
 
     async def scenario() -> None:
@@ -459,7 +474,7 @@ def test_the_route_to_an_own_address_starts_at_itself(monkeypatch: pytest.Monkey
 FRESH = """
 import asyncio, pathlib, sys
 import uvloop
-from nameserver import Nameserver
+from nameserver import UNHURRIED_RESOLV_CONF, Nameserver, unhurried
 from nono_ebpf.dns.resolver import HostResolver, preload
 from nono_ebpf.errors import UpstreamError
 
@@ -472,16 +487,18 @@ async def main(directory):
         ("alias.test", "CNAME"): ["big.test."],
         ("big.test", "A"): ["203.0.113.1"],
         ("big.test", "AAAA"): ["2001:db8::1"],
-        ("b\u00fccher.test", "A"): ["203.0.113.2"],
+        ("b\\u00fccher.test", "A"): ["203.0.113.2"],
     }
     async with Nameserver(zone, long={"alias.test"}) as upstream:
         await asyncio.gather(*(asyncio.open_connection("127.0.0.1", upstream.endpoint.port) for _ in "1"))
-        (directory / "resolv.conf").write_text("nameserver 127.0.0.1\\nsearch corp.test\\n")
-        (directory / "hosts").write_text("203.0.113.9 b\u00fccher.example\\n")
+        conf = "nameserver 127.0.0.1\\nsearch corp.test\\n" + UNHURRIED_RESOLV_CONF
+        (directory / "resolv.conf").write_text(conf)
+        (directory / "hosts").write_bytes("203.0.113.9 b\\u00fccher.example\\n".encode())
         resolver = HostResolver(
             hosts=directory / "hosts",
             resolv_conf=directory / "resolv.conf",
             nameservers=[upstream.endpoint],
+            limits=unhurried(),
         )
         sys.meta_path[:] = [NoImports()]
         assert len(await resolver.lookup("alias.test")) == 2

@@ -62,7 +62,7 @@ def holder(needle: bytes) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[s
         yield process, tell
     finally:
         process.kill()
-        process.wait(patient(10))
+        process.wait(patient(90))
         process.stdin.close()
         process.stdout.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kit.expect import require
 from kit.hellos import client_hello
-from kit.relaying import LIMITS, LOOPBACK, TOKEN, Peer, Relaying, Run, run
+from kit.proxies import free_port
+from kit.relaying import LIMITS, LOOPBACK, SCRIPT_S, TOKEN, Peer, Relaying, Run, run
 
 from nono_ebpf.errors import UpstreamError
 
@@ -214,7 +214,7 @@ def test_a_denied_host(run: Run) -> None:
                 await client.send(wanted)
                 client.finish()
                 assert await client.receive_all() == refused(2)
-            records = await it.ended()
+                records = await it.ended()  # one after the other, so that their records are in order
             assert [record.target for record in records] == ["b.test", "203.0.113.9", "::1"]
             assert {(record.decision, record.denial_category) for record in records} == {("deny", "host_denied")}
             assert records[0].remedy == "--allow-domain b.test"
@@ -267,6 +267,7 @@ def test_a_dead_host(run: Run) -> None:
             await client.send(request("a.test", it.port))
             client.finish()
             assert await client.receive_all() == refused(5)
+            await it.ended()
             del it.hosts["a.test"]
             client = await logged_in(it)
             await client.send(request("a.test", it.port))
@@ -362,12 +363,10 @@ def test_curl(run: Run) -> None:
     async def script() -> None:
         async with Relaying("a.test") as it:
             for scheme in ("socks5h", "socks5"):
-                with socket.socket() as sock:
-                    sock.bind(("127.0.0.1", 0))
-                    local = sock.getsockname()[1]
+                local = free_port()
                 it.expect_proxy_client(local)
                 client = await asyncio.create_subprocess_exec(
-                    *(curl, "-sS", "--max-time", "10", "--noproxy", "", "--local-port", str(local)),
+                    *(curl, "-sS", "--max-time", str(SCRIPT_S), "--noproxy", "", "--local-port", str(local)),
                     *("--resolve", f"a.test:{it.port}:198.18.0.2"),
                     *("-x", f"{scheme}://nono:{TOKEN}@127.0.0.1:{it.own.port}", f"http://a.test:{it.port}/"),
                     stdout=asyncio.subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import ssl
@@ -203,6 +204,7 @@ def test_a_flood_of_names_is_bounded() -> None:
     """However many names are asked for, so many contexts are kept, and one piece of memory with a path serves all."""
     contexts = ServerContexts(CertificateAuthority(["*.a.test"]), capacity=16)
     contexts.context_for("first.a.test")
+    gc.collect()  # what earlier tests left is closed by now, not on the way
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for number in range(100):
         contexts.context_for(f"h{number}.a.test")
@@ -309,4 +311,5 @@ def test_no_file_is_written(tmp_path: Path) -> None:
     assert done.stderr == "done"
     made = trace.read_text().splitlines()
     assert any("/proc/self/fd/" in call and "O_RDONLY" in call for call in made)
-    assert [call for call in made if re.search("O_WRONLY|O_RDWR|O_CREAT|O_TMPFILE|creat|mkdir|rename|link", call)] == []
+    writing = r"O_WRONLY|O_RDWR|O_CREAT|O_TMPFILE|^\d+ +(creat|mkdir|rename|link|symlink)"
+    assert [call for call in made if re.search(writing, call)] == []
