@@ -5,6 +5,7 @@ proc_pid_mountinfo(5): `ID PARENT MAJOR:MINOR ROOT PLACE … - KIND SOURCE OPTIO
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -121,8 +122,8 @@ def _bind(source: str, target: str, handle: int) -> None:
     """One of the two is what `handle` refers to, which may have been removed: the kernel mounts nothing there."""
     try:
         libc.mount(source, target, None, libc.MS_BIND | libc.MS_REC)
-    except KernelError:
-        if os.fstat(handle).st_nlink:
+    except KernelError as error:
+        if error.errno != errno.ENOENT or os.fstat(handle).st_nlink:
             raise
 
 
