@@ -381,13 +381,13 @@ def _parameters(injection: Injection) -> set[bytes]:
 def _parameter(name: str) -> bytes:
     """One spelling for what servers may take for the same parameter.
 
-    Some decode twice, ignore case, cut at a NUL or a bracket (the first of a list), or write `_` for what their
-    language has no variables with.
+    Some decode twice, ignore case, cut at a NUL or a bracket (the first of a list), leave out brackets in front (Rack),
+    or write `_` for what their language has no variables with.
     """
     text = name.replace("+", " ").encode()
     for _ in range(_DECODINGS if b"%" in text else 0):
         text = unquote_to_bytes(_UNICODE_ESCAPE.sub(rb"%\1", text)).replace(b"+", b" ")
-    text = re.split(rb"[\[\0]", text.strip(), maxsplit=1)[0]
+    text = re.split(rb"[\[\]\0]", text.strip(b"[]\0 \t\r\n\v\f"), maxsplit=1)[0]
     return text.lower().replace(b".", b"_").replace(b" ", b"_")
 
 

@@ -215,6 +215,7 @@ def test_nothing_in_the_query(target: str) -> None:
     [
         *("key=dummy", "KEY=dummy", "%6bey=dummy", "%256bey=dummy", "%u006bey=dummy", "a=1;key=dummy", "key[]=dummy"),
         *("key%5B0%5D=dummy", "+key=dummy", "key%00x=dummy", "%20key+=dummy", "a&key==", "key%5b=dummy"),
+        *("[key]=dummy", "key]=dummy", "%5Bkey=dummy", "]key[x]=dummy", "[[key]]=dummy", "%255bkey%5d=dummy"),
         f"key={FOREIGN}",
         f"key={PHANTOM}&key={FOREIGN}",
         f"key={PHANTOM}&key={PHANTOM}",
