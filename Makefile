@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests spend most of their time in starting sandboxes, two at once on two cores.
 WORKERS ?= 2
-AGAIN = $(SUDO) $(BIN)/python tests/again.py $$? $(ARGS)
+AGAIN = $(SUDO) $(BIN)/python tests/again.py $$?
 
 # To run: the distribution's bcc and libseccomp bindings, the kernel's UAPI headers.
 RUN_PACKAGES := python3-bpfcc python3-seccomp linux-libc-dev python3-venv sudo curl openssl
@@ -59,8 +59,8 @@ demo: setup
 	@$(SUDO) $(BIN)/nono-ebpf demo
 
 test: setup-test
-	$(SUDO) $(BIN)/python -m pytest --cache-clear -n $(WORKERS) --dist loadfile -m "not alone" $(ARGS) || $(AGAIN)
-	$(SUDO) $(BIN)/python -m pytest --cache-clear -m alone $(ARGS) || $(AGAIN)
+	$(SUDO) $(BIN)/python -m pytest -p tests.again -n $(WORKERS) --dist loadfile -m "not alone" $(ARGS) || $(AGAIN)
+	$(SUDO) $(BIN)/python -m pytest -p tests.again -m alone $(ARGS) || $(AGAIN)
 
 check: setup
 	$(BIN)/ruff check .

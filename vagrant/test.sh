@@ -29,8 +29,7 @@ case ${1-} in
 	tests/bypass/test_stream_ways.py tests/bypass/test_socket_kinds.py ;;
 esac
 mkdir -p build/report
-options=(-q --color=no -m "not slow" "$@")
 # Interrupted, pytest still says what failed.
 timeout --signal=INT --kill-after=60 "${NONO_TESTS_S:-1200}" \
-	.venv/bin/python -u -m pytest --cache-clear --durations=10 --bypass-report build/report/bypass.json "${options[@]}" ||
-	.venv/bin/python -u tests/again.py $? "${options[@]}"
+	.venv/bin/python -u -m pytest -p tests.again -q --color=no --durations=10 -m "not slow" \
+	--bypass-report build/report/bypass.json "$@" || timeout 400 .venv/bin/python -u tests/again.py $?
