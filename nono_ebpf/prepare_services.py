@@ -140,14 +140,24 @@ def make_own_place(user: User) -> str | None:
     What is to be said when that cannot be.
     """
     kept = Path(user.home, SECRETS)
-    can_be_hidden = os.access(user.home, os.X_OK)  # root is nobody where homes are mounted from another machine
+    # Root is nobody where homes are mounted from another machine.
+    can_be_hidden = kept.is_absolute() and os.access(user.home, os.X_OK)
     with user.rights(), suppress(OSError):  # a home that is missing, or read-only
         if (link := _link_to(kept)) is None and can_be_hidden:
-            for each in (*reversed(kept.parents[:2]), kept):
-                each.mkdir(mode=0o700, exist_ok=True)
+            _make(kept)
         elif link is not None and kept.is_dir():
             return f"{link} is a symbolic link: secrets in {kept} are in sight of every run that does not use them"
     return None
+
+
+def _make(kept: Path) -> None:
+    """It and the two above it, closed to others whatever the caller's umask is."""
+    umask = os.umask(0o077)
+    try:
+        for each in (*reversed(kept.parents[:2]), kept):
+            each.mkdir(exist_ok=True)
+    finally:
+        os.umask(umask)
 
 
 def _own_place(user: User) -> Iterator[Path]:

@@ -98,7 +98,7 @@ class SecureUpstreams:
         self._idle[upstream] = asyncio.get_running_loop().time() + idle_s
         self._by_key[key].append(upstream)
         if self._timer is None:
-            self._look_again_in(self._limits.idle_upstream_s)
+            self._look_again_in(idle_s)
 
     def close(self) -> None:
         """Close what is idle, and what is given back later."""

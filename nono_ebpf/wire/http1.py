@@ -67,9 +67,9 @@ _ONE_SPELLING: Final = bytes(
 _OVERRIDES: Final = frozenset(
     (b"x-original-url", b"x-rewrite-url", b"script-name", b"path-info",
      b"x-http-method-override", b"x-http-method", b"x-method-override",
-     b"destination", b"x-copy-from", b"x-amz-copy-source", b"x-goog-copy-source", b"x-oss-copy-source",
-     b"x-cos-copy-source", b"x-obs-copy-source", b"x-ms-copy-source", b"x-ms-rename-source")
+     b"destination", b"x-copy-from", b"x-object-manifest", b"x-symlink-target")
 )  # fmt: skip
+_SECOND_PATHS: Final = (b"-copy-source", b"-move-source", b"-rename-source")
 # RFC 9110 §9.3.1, §9.3.2; for OPTIONS a specification may define one (§9.3.7), and none does.
 _WITHOUT_CONTENT: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 # RFC 6455 §1.3
@@ -300,7 +300,7 @@ def one_spelling(name: bytes) -> bytes:
 def check_means_one_request(head: RequestHead) -> None:
     """Refuse what some servers take for other methods or paths than those of the request line, or for two requests."""
     for name, _ in head.fields:
-        if one_spelling(name) in _OVERRIDES:
+        if (folded := one_spelling(name)) in _OVERRIDES or folded.endswith(_SECOND_PATHS):
             raise ClientProtocolError(f"{name.decode('ascii')} could make another request of one that is judged")
     if head.method.upper() in _WITHOUT_CONTENT and not request_body(head).done:
         raise ClientProtocolError(f"{head.method} with a body could hide another request in it; leave the body out")

@@ -348,7 +348,8 @@ OVERRIDING = (
     "Destination: https://narrow.example.com/admin",
     "x-amz-copy-source: /bucket/admin",
     "X-Copy-From: admin/all",
-    "x-ms-rename-source: /files/admin",
+    "x-ms-file-rename-source: /files/admin",
+    "X-Symlink-Target: admin/all",
 )
 
 
